@@ -1,0 +1,80 @@
+"""SaliencyExplain: which voxels and structures made a 3D network say what it said, and can that be trusted?
+
+>>> import SaliencyExplainLib as sx
+>>> model = sx.load_model("bundle_folder")                                      # doctest: +SKIP
+>>> explanation = sx.explain(model, sx.read_image("scan.nii.gz"),
+...                          sx.Target(output="spleen"), "integrated_gradients")  # doctest: +SKIP
+
+Torch, MONAI and slicer are imported when a name that needs them is first used, so that methods can be listed without.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .errors import Cancelled, SaliencyExplainError
+from .methods import Method, describe_method, make_method, methods
+
+if TYPE_CHECKING:
+    from . import scene
+    from .run import explain
+    from .explanation import Explanation
+    from .image import make_image, read_image, read_labelmap, write_image
+    from .model import Model, load_model
+    from .regions import RegionTable, region_table
+    from .target import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cancelled",
+    "Explanation",
+    "Method",
+    "Model",
+    "RegionTable",
+    "SaliencyExplainError",
+    "Target",
+    "describe_method",
+    "errors",
+    "explain",
+    "load_model",
+    "make_image",
+    "make_method",
+    "methods",
+    "read_image",
+    "read_labelmap",
+    "region_table",
+    "scene",
+    "write_image",
+]
+
+_LATER = {
+    "Explanation": ".explanation",
+    "Model": ".model",
+    "RegionTable": ".regions",
+    "Target": ".target",
+    "explain": ".run",
+    "load_model": ".model",
+    "make_image": ".image",
+    "read_image": ".image",
+    "read_labelmap": ".image",
+    "region_table": ".regions",
+    "write_image": ".image",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "scene":
+        return import_module(".scene", __name__)
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Kept, so that a second use costs nothing.
+    value = getattr(import_module(_LATER[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,179 @@
+"""What the shell accepts. Nothing here imports torch, so that ``--help`` is there at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["REDUCTIONS", "REGIONS", "SCORES", "TASKS", "make_parser"]
+
+# The same as in target.py and model.py, which need torch; a test compares them.
+REGIONS = ("prediction", "segment", "roi", "point", "everywhere")
+SCORES = ("logit", "probability", "soft_volume", "value")
+REDUCTIONS = ("mean", "sum")
+TASKS = ("segmentation", "classification", "regression")
+
+_PROGRAM = "python -m SaliencyExplainLib"
+_EPILOGS = {
+    "explain": f"""example:
+  {_PROGRAM} explain --model BrainTissue --image t1.nii.gz --method integrated_gradients \\
+      --target "white matter" --param steps=20 --segments tissues.nii.gz \\
+      --output result
+
+In --output it writes map.nrrd (map_0.nrrd, ... for several channels), overlay.png,
+explanation.json, regions.csv with --segments, and scene.mrb with --scene. They appear together,
+when all is done; those of an earlier run are replaced, other files stay.""",
+    "methods": f"""examples:
+  {_PROGRAM} methods
+  {_PROGRAM} methods integrated_gradients""",
+    "model": f"""example:
+  {_PROGRAM} model BrainTissue --layers""",
+    "regions": f"""example:
+  {_PROGRAM} regions --map result/map.nrrd --segments tissues.nii.gz --output regions.csv""",
+    "demo": f"""example:
+  {_PROGRAM} demo --output demo-output""",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one sentence instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"Error: {message[:1].upper()}{message[1:]}. See {self.prog} --help.\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; the parsed arguments carry ``run``, the command to call with them."""
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--json", action="store_true", help="write one JSON object to standard output"
+    )
+    common.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    common.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser: argparse.ArgumentParser = _Parser(
+        prog=_PROGRAM,
+        description="Which voxels and which structures made a trained network say what it said.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, home: str, summary: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            parents=[common],
+            help=summary,
+            description=f"{summary[:1].upper()}{summary[1:]}.",
+            epilog=_EPILOGS[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(run=_later(home, name))
+        return made
+
+    _explain(command("explain", "explain", "explain one output of a network for an image"))
+    methods = command("methods", "describe", "list the attribution methods, or describe one")
+    methods.add_argument("name", nargs="?", metavar="NAME", help="method to describe")
+    model = command("model", "describe", "describe a model file")
+    model.add_argument("model", metavar="PATH", help="bundle folder or .zip, .ts, .pt, .pth")
+    _model_options(model)
+    model.add_argument("--layers", action="store_true", help="list the layers and their shapes")
+    model.add_argument(
+        "--shape", nargs=4, type=int, metavar=("C", "I", "J", "K"), help="input shape for --layers"
+    )
+    regions = command("regions", "regions", "summarise an existing map in segments")
+    regions.add_argument(
+        "--map", required=True, type=Path, metavar="FILE", help="map of one channel"
+    )
+    _segments(regions, required=True)
+    regions.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table here")
+    demo = command("demo", "demo", "explain the small model that comes with this project")
+    demo.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for the results"
+    )
+    demo.add_argument("--image", type=Path, metavar="FILE", help="another T1-weighted head")
+    demo.add_argument("--quick", action="store_true", help="one target and fewer steps")
+    return parser
+
+
+def _later(home: str, name: str) -> Callable[[Any], None]:
+    """Import a command when it is called."""
+
+    def run(options: Any) -> None:
+        getattr(importlib.import_module(f".{home}", __package__), f"run_{name}")(options)
+
+    return run
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="M", help="bundle folder or .zip, .ts, .pt, .pth")
+    _model_options(parser)
+    add(
+        "--image",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="F",
+        help="volume; several are channels",
+    )
+    add("--resample", action="store_true", help="interpolate volumes onto the first one's grid")
+    add("--method", required=True, metavar="NAME", help="see: methods")
+    add("--param", action="append", default=[], metavar="KEY=VALUE", help="parameter of the method")
+    target = parser.add_argument_group("target: what is explained")
+    add = target.add_argument
+    add("--target", metavar="OUTPUT", help="output by name or number; left out where there is one")
+    add("--region", choices=REGIONS, help="where; left out: prediction, or what was given below")
+    add("--segment", metavar="N", help="region: label (or name) in --segments")
+    add("--point", nargs=3, type=float, metavar=("R", "A", "S"), help="region: position, RAS mm")
+    corners = ("RMIN", "AMIN", "SMIN", "RMAX", "AMAX", "SMAX")
+    add("--roi", nargs=6, type=float, metavar=corners, help="region: box, RAS mm")
+    add("--score", choices=SCORES, help="left out: logit, for regression value")
+    add("--reduce", choices=REDUCTIONS, default="mean", help="how the region's voxels are joined")
+    add("--contrast", metavar="OUTPUT", help="output that is subtracted, or runner_up")
+    _segments(parser, required=False)
+    results = parser.add_argument_group("results")
+    add = results.add_argument
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add("--scene", action="store_true", help="also write scene.mrb for 3D Slicer")
+    add("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values of overlay.png")
+    add("--no-figure", action="store_true", help="no overlay.png (needs no matplotlib)")
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--trust", action="store_true", help="allow code in the model file to run")
+    add("--task", choices=TASKS, help="for a model file that does not say it")
+    add("--labels", type=_listed, metavar="A,B,...", help="names of the outputs")
+    add("--channels", type=_listed, metavar="A,B,...", help="names of the input channels")
+    add("--network", metavar="PKG.MOD:FACTORY", help="network of a state dict")
+    add("--network-arguments", type=_object, metavar="JSON", help='for example {"in_channels": 1}')
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; left out: cpu")
+
+
+def _segments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    group = parser.add_argument_group("segments")
+    add = group.add_argument
+    add("--segments", required=required, type=Path, metavar="LABELMAP", help="for the region table")
+    add(
+        "--segment-names",
+        type=Path,
+        metavar="FILE",
+        help=".csv (label,name) or .json ({label: name})",
+    )
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as {{...}}")
+    return value
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))

@@ -1,0 +1,333 @@
+"""Volumes with their place in the patient: reading, writing, resampling, and the geometry of a grid.
+
+An image is a :class:`monai.data.MetaTensor` of shape (C, I, J, K), float32, whose ``affine`` (4 x 4, float64) takes
+voxel indices (i, j, k) to RAS millimetres. It equals the IJKToRAS matrix of a Slicer volume node. ITK and DICOM
+use LPS; the change of sign happens here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from .errors import ImageError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+__all__ = [
+    "as_image",
+    "image_from_sitk",
+    "make_image",
+    "ras_to_ijk",
+    "read_image",
+    "read_labelmap",
+    "resample_image",
+    "resample_labels",
+    "same_grid",
+    "sitk_from_image",
+    "spacing_mm",
+    "to_ras",
+    "voxel_volume_ml",
+    "write_image",
+]
+
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Two grids are one grid when every corner agrees to this distance. File formats keep float32.
+_SAME_GRID_MM = 1e-3
+
+
+def make_image(voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "") -> MetaTensor:
+    """Join voxels and their IJK-to-RAS matrix.
+
+    Parameters
+    ----------
+    voxels : tensor or array, shape (C, I, J, K) or (I, J, K)
+        Values; converted to float32. Three axes get one channel.
+    affine : array_like, shape (4, 4)
+        IJK to RAS, in mm.
+    name : str
+        Kept as the file name in the metadata.
+
+    Returns
+    -------
+    MetaTensor
+        Shape (C, I, J, K), float32.
+
+    Raises
+    ------
+    ImageError
+        If the shape has not three or four axes, an axis is empty, or the affine cannot be inverted.
+    """
+    tensor = torch.as_tensor(np.asarray(voxels) if not isinstance(voxels, torch.Tensor) else voxels)
+    if isinstance(tensor, MetaTensor):
+        tensor = tensor.as_tensor()
+    tensor = tensor.detach().to(torch.float32)
+    if tensor.ndim == 3:
+        tensor = tensor[None]
+    if tensor.ndim != 4 or 0 in tensor.shape:
+        raise ImageError(
+            f"A volume has the shape (C, I, J, K) or (I, J, K) with no empty axis; {tuple(tensor.shape)} was given. "
+            "Add a channel axis, or give one subject at a time."
+        )
+    matrix = np.array(affine, dtype=np.float64)
+    if (
+        matrix.shape != (4, 4)
+        or not np.isfinite(matrix).all()
+        or abs(np.linalg.det(matrix)) < 1e-12
+    ):
+        raise ImageError(
+            f"The affine must be an invertible 4 x 4 matrix from voxel indices to RAS millimetres; got {matrix!r}."
+        )
+    meta = {"filename_or_obj": name, "space": "RAS", "original_channel_dim": 0}
+    return MetaTensor(tensor, affine=torch.from_numpy(matrix), meta=meta)
+
+
+def as_image(image: Any) -> MetaTensor:
+    """Return `image` as a checked (C, I, J, K) float32 MetaTensor.
+
+    Raises
+    ------
+    ImageError
+        If it is not a MetaTensor (a bare array does not say where its voxels are), holds NaN or infinite values, or has a
+        wrong shape.
+    """
+    if not isinstance(image, MetaTensor):
+        raise ImageError(
+            f"An image is a MetaTensor (C, I, J, K) with its affine; {type(image).__name__} was given. "
+            "Use read_image(path), or make_image(voxels, affine) when the IJK-to-RAS matrix is known."
+        )
+    checked = make_image(image, image.affine, str(image.meta.get("filename_or_obj", "")))
+    bad = int((~torch.isfinite(checked.as_tensor())).sum())
+    if bad:
+        raise ImageError(
+            f"The volume holds {bad} values that are NaN or infinite. Replace them (for example by 0 or the minimum) first."
+        )
+    return checked
+
+
+def spacing_mm(affine: Any) -> np.ndarray:
+    """Distance between neighbouring voxels along i, j, k in mm, shape (3,)."""
+    return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+
+
+def voxel_volume_ml(affine: Any) -> float:
+    """Volume of one voxel in millilitres, right for sheared grids too."""
+    return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])) / 1000.0)
+
+
+def to_ras(affine: Any, ijk: Any) -> np.ndarray:
+    """RAS position in mm, shape (..., 3), of (fractional) voxel indices, shape (..., 3)."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    return np.asarray(ijk, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def ras_to_ijk(affine: Any, ras_mm: Any) -> np.ndarray:
+    """Fractional voxel indices, shape (..., 3), of RAS positions in mm, shape (..., 3)."""
+    return to_ras(np.linalg.inv(np.asarray(affine, dtype=np.float64)), ras_mm)
+
+
+def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
+    """Whether two images have the same voxels at the same places (to 0.001 mm at every corner)."""
+    if tuple(one.shape[1:]) != tuple(other.shape[1:]):
+        return False
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in one.shape[1:]]), axis=-1).reshape(-1, 3)
+    return bool(
+        np.allclose(
+            to_ras(one.affine, corners), to_ras(other.affine, corners), rtol=0, atol=_SAME_GRID_MM
+        )
+    )
+
+
+def sitk_from_image(image: MetaTensor) -> sitk.Image:
+    """Convert to a SimpleITK image (LPS); several channels become the components of a vector image."""
+    import SimpleITK as sitk
+
+    voxels = image.detach().cpu().as_tensor().numpy()
+    if voxels.shape[0] == 1:
+        result = sitk.GetImageFromArray(np.ascontiguousarray(voxels[0].transpose(2, 1, 0)))
+    else:
+        result = sitk.GetImageFromArray(
+            np.ascontiguousarray(voxels.transpose(3, 2, 1, 0)), isVector=True
+        )
+    lps = _LPS_FROM_RAS @ np.asarray(image.affine, dtype=np.float64)
+    spacing = spacing_mm(lps)
+    result.SetSpacing(spacing.tolist())
+    result.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    result.SetOrigin(lps[:3, 3].tolist())
+    return result
+
+
+def image_from_sitk(volume: sitk.Image, name: str = "") -> MetaTensor:
+    """Convert a 3-D or 4-D SimpleITK image to (C, I, J, K); components or the fourth axis become channels."""
+    import SimpleITK as sitk
+
+    dimension = volume.GetDimension()
+    if dimension not in (3, 4):
+        raise ImageError(
+            f"A volume with 3 axes is needed; {name or 'the image'} has {dimension}. Give a 3-D scan."
+        )
+    array = sitk.GetArrayFromImage(volume)
+    if volume.GetNumberOfComponentsPerPixel() > 1:
+        if dimension == 4:
+            raise ImageError(
+                f"{name or 'The image'} has 4 axes and several values a voxel. Split it into 3-D volumes."
+            )
+        voxels = array.transpose(3, 2, 1, 0)
+    else:
+        voxels = array.transpose(0, 3, 2, 1) if dimension == 4 else array.transpose(2, 1, 0)[None]
+    direction = np.array(volume.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.array(volume.GetSpacing()[:3])
+    affine[:3, 3] = volume.GetOrigin()[:3]
+    return make_image(voxels.astype(np.float32), _LPS_FROM_RAS @ affine, name)
+
+
+def read_image(paths: str | Path | Sequence[str | Path], *, resample: bool = False) -> MetaTensor:
+    """Read one volume, or several as the channels of one image.
+
+    Parameters
+    ----------
+    paths : path or sequence of paths
+        NIfTI, NRRD, MetaImage and whatever else SimpleITK reads. Several files become channels, in this order.
+    resample : bool
+        Allow volumes on other grids: they are interpolated (trilinear, by world position) onto the first one's grid.
+
+    Returns
+    -------
+    MetaTensor
+        Shape (C, I, J, K), float32, affine IJK to RAS in mm.
+
+    Raises
+    ------
+    ImageError
+        If a file is missing or unreadable, or the grids differ and `resample` is False.
+    """
+    import SimpleITK as sitk
+
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not files:
+        raise ImageError("No volume was given. Name at least one file.")
+    images: list[MetaTensor] = []
+    for file in files:
+        if not file.is_file():
+            raise ImageError(
+                f"There is no file {str(file)!r}. Give the path of a NIfTI, NRRD or MetaImage volume."
+            )
+        try:
+            image = image_from_sitk(sitk.ReadImage(str(file)), file.name)
+        except RuntimeError as error:
+            raise ImageError(
+                f"{file.name!r} could not be read as a volume ({_reason(error)}). "
+                "Give a NIfTI, NRRD or MetaImage file."
+            ) from error
+        if images and not same_grid(images[0], image):
+            if not resample:
+                raise ImageError(
+                    f"{file.name!r} lies on another grid than {files[0].name!r} "
+                    f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or another place or spacing). "
+                    "Resample it first, or allow interpolation onto the first grid (resample=True, --resample)."
+                )
+            image = resample_image(image, images[0])
+        images.append(image)
+    joined = torch.cat([image.as_tensor() for image in images])
+    return make_image(joined, images[0].affine, ", ".join(file.name for file in files))
+
+
+def read_labelmap(path: str | Path) -> MetaTensor:
+    """Read a label map: one channel, whole numbers, shape (1, I, J, K).
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, has several channels, or holds fractions.
+    """
+    image = read_image(path)
+    if image.shape[0] != 1:
+        raise ImageError(f"{Path(path).name!r} has {image.shape[0]} channels. A label map has one.")
+    if not torch.equal(image.as_tensor(), image.as_tensor().round()):
+        raise ImageError(
+            f"{Path(path).name!r} holds values that are not whole numbers, so it is no label map. Give the segmentation file."
+        )
+    return image
+
+
+def write_image(image: MetaTensor, path: str | Path) -> Path:
+    """Write a volume (NRRD, NIfTI, ...); the file appears whole or not at all.
+
+    Raises
+    ------
+    ImageError
+        If the folder cannot be written or the format is unknown.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=suffix, prefix=".", dir=path.parent)
+        os.close(handle)
+        sitk.WriteImage(sitk_from_image(image), temporary, useCompression=True)
+        Path(temporary).replace(path)
+    except (OSError, RuntimeError) as error:
+        raise ImageError(f"{str(path)!r} could not be written ({_reason(error)}).") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def resample_image(
+    image: MetaTensor, like: MetaTensor, *, outside: float | None = None
+) -> MetaTensor:
+    """Interpolate (trilinear) onto the grid of `like` by world position.
+
+    Parameters
+    ----------
+    image, like : MetaTensor, shape (C, I, J, K)
+        What is resampled, and whose grid is taken.
+    outside : float, optional
+        Value beyond the image; its minimum when left out.
+    """
+    import SimpleITK as sitk
+
+    fill = float(image.min()) if outside is None else outside
+    return _resample(image, like, sitk.sitkLinear, fill)
+
+
+def resample_labels(labelmap: MetaTensor, like: MetaTensor) -> MetaTensor:
+    """Take each voxel's label (nearest neighbour, by world position) onto the grid of `like`; outside is 0."""
+    import SimpleITK as sitk
+
+    return (
+        labelmap
+        if same_grid(labelmap, like)
+        else _resample(labelmap, like, sitk.sitkNearestNeighbor, 0.0)
+    )
+
+
+def _resample(image: MetaTensor, like: MetaTensor, interpolator: int, outside: float) -> MetaTensor:
+    import SimpleITK as sitk
+
+    reference = sitk_from_image(make_image(torch.zeros(tuple(like.shape[1:])), like.affine))
+    moved = sitk.Resample(
+        sitk_from_image(image), reference, sitk.Transform(), interpolator, outside
+    )
+    return make_image(
+        image_from_sitk(moved), like.affine, str(image.meta.get("filename_or_obj", ""))
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Last informative line of an ITK message, which otherwise starts with source paths."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else type(error).__name__

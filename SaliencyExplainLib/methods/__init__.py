@@ -1,0 +1,19 @@
+"""The attribution methods: one file a family, each method declared in one place and found by its name."""
+
+from . import cam, gradient, guided, integrated_gradients, smooth_grad
+from .base import Attribution, Method, describe_method, make_method, method, methods, param
+
+__all__ = [
+    "Attribution",
+    "Method",
+    "cam",
+    "describe_method",
+    "gradient",
+    "guided",
+    "integrated_gradients",
+    "make_method",
+    "method",
+    "methods",
+    "param",
+    "smooth_grad",
+]

@@ -1,0 +1,288 @@
+"""What an attribution method is, and how one is declared in a single place.
+
+A method is a frozen dataclass: its fields are its parameters, each with default, range, unit and help. The decorator adds
+the facts that panel, shell, documentation and tests read. Nothing here imports torch, so that methods can be listed
+before torch is installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from ..errors import MethodError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine import Engine
+    from ..model import Grid, Model
+
+__all__ = ["Attribution", "Method", "describe_method", "make_method", "method", "methods", "param"]
+
+_REGISTRY: dict[str, type[Method]] = {}
+_M = TypeVar("_M", bound="type[Method]")
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What a method gives back, on the network's grid.
+
+    Attributes
+    ----------
+    maps : Tensor, shape (C, I, J, K)
+        C is the number of input channels, or 1.
+    layer_map : Tensor or None, shape (1, i, j, k)
+        The map on the layer's own grid, where there is a single one.
+    layer_grid : Grid or None
+        Where the voxels of `layer_map` lie.
+    layers : tuple of str
+        Layers that were used.
+    completeness_error : float or None
+        See :class:`SaliencyExplainLib.Explanation`.
+    warnings : tuple of str
+        What the reader of the map must know.
+    used : dict
+        Parameters as they were used, where they differ from those given ("automatic" choices).
+    """
+
+    maps: torch.Tensor
+    layer_map: torch.Tensor | None = None
+    layer_grid: Grid | None = None
+    layers: tuple[str, ...] = ()
+    completeness_error: float | None = None
+    warnings: tuple[str, ...] = ()
+    used: Mapping[str, Any] = field(default_factory=dict)
+
+
+def param(
+    default: Any,
+    *,
+    help: str,  # noqa: A002 - the field's word
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare a parameter of a method: its default, range or choices, unit and help."""
+    return field(
+        default=default,
+        metadata={"help": help, "low": low, "high": high, "unit": unit, "choices": choices},
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all attribution methods.
+
+    Class attributes, set by :func:`method`
+        ``name``, ``title``, ``family``, ``summary`` (what it answers), ``paper``, ``signed``, ``needs_layer``,
+        ``needs_gradient``, ``combine`` (how input channels join: "sum" or "max_abs"), ``weaknesses``.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    family: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    signed: ClassVar[bool]
+    needs_layer: ClassVar[bool]
+    needs_gradient: ClassVar[bool]
+    combine: ClassVar[str]
+    weaknesses: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            _check(self.title, one, getattr(self, one.name))
+
+    def passes(self) -> int:
+        """Sweeps over the image (forward, or forward and backward) that the method needs, the first one included."""
+        return 1
+
+    def is_signed(self) -> bool:
+        """Whether the map has a sign with these parameters."""
+        return self.signed
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that the method cannot explain, before anything is computed."""
+        if self.needs_layer and model.scripted:
+            raise MethodError(
+                f"{self.title} looks into a layer, which a TorchScript network does not allow. "
+                "Load the original network with its state dict, or choose a gradient or perturbation method."
+            )
+
+    def attribute(self, engine: Engine) -> Attribution:
+        """Make the map. The engine is running: eval mode, frozen weights."""
+        raise MethodError(
+            f"{type(self).__name__} does not say how it makes a map. Define attribute(engine)."
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """Parameters as JSON values."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+def method(
+    name: str,
+    *,
+    title: str,
+    family: str,
+    summary: str,
+    paper: str,
+    signed: bool,
+    weaknesses: str,
+    needs_layer: bool = False,
+    needs_gradient: bool = True,
+    combine: str = "sum",
+) -> Callable[[_M], _M]:
+    """Declare a method under its name.
+
+    Raises
+    ------
+    MethodError
+        If the name is taken; both files are named.
+    """
+
+    def register(cls: _M) -> _M:
+        if name in _REGISTRY:
+            files = [inspect.getsourcefile(one) for one in (_REGISTRY[name], cls)]
+            raise MethodError(
+                f"Two methods are called {name!r}: in {files[0]} and {files[1]}. Rename one."
+            )
+        facts = {
+            "name": name,
+            "title": title,
+            "family": family,
+            "summary": summary,
+            "paper": paper,
+            "signed": signed,
+            "weaknesses": weaknesses,
+            "needs_layer": needs_layer,
+            "needs_gradient": needs_gradient,
+            "combine": combine,
+        }
+        for key, value in facts.items():
+            setattr(cls, key, value)
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def methods() -> dict[str, type[Method]]:
+    """All methods by name, in the order of their declaration."""
+    return dict(_REGISTRY)
+
+
+def make_method(name: str, parameters: Mapping[str, Any] | None = None) -> Method:
+    """Make a method from its name and parameters; texts are converted to the parameter's type.
+
+    Parameters
+    ----------
+    name : str
+        Registered name.
+    parameters : mapping
+        Values, or texts as they come from a shell.
+
+    Raises
+    ------
+    MethodError
+        If the name or a parameter is unknown (the nearest is named), or a value does not fit.
+    """
+    if name not in _REGISTRY:
+        raise MethodError(
+            f"There is no method {name!r}.{_nearest(name, _REGISTRY)} All: {', '.join(_REGISTRY)}."
+        )
+    cls = _REGISTRY[name]
+    known = {one.name: one for one in fields(cls)}
+    values = {}
+    for key, value in (parameters or {}).items():
+        if key not in known:
+            listed = f" It has: {', '.join(known)}." if known else " It has none."
+            raise MethodError(
+                f"{cls.title} has no parameter {key!r}.{_nearest(key, known)}{listed}"
+            )
+        values[key] = _converted(cls.title, known[key], value)
+    return cls(**values)
+
+
+def describe_method(name: str) -> str:
+    """The method's card for people: what it answers, cost, parameters, paper, weaknesses.
+
+    Raises
+    ------
+    MethodError
+        If there is no such method.
+    """
+    chosen = make_method(name)
+    passes = chosen.passes()
+    lines = [
+        f"{chosen.title} ({name})",
+        f"  {chosen.summary}",
+        f"  {'signed' if chosen.signed else 'unsigned'}; {'needs a layer' if chosen.needs_layer else 'on the input'}; "
+        f"{passes} pass{'es' if passes != 1 else ''} over the image with the default parameters",
+        f"  Weaknesses: {chosen.weaknesses}",
+        f"  Source: {chosen.paper}",
+    ]
+    for one in fields(chosen):
+        limits = _limits(one)
+        lines.append(
+            f"    {one.name} = {one.default!r}{limits and f' ({limits})'}: {one.metadata['help']}"
+        )
+    return "\n".join(lines)
+
+
+def _limits(one: Field[Any]) -> str:
+    facts = one.metadata
+    if facts["choices"]:
+        return " | ".join(facts["choices"])
+    if facts["low"] is None:
+        return str(facts["unit"])
+    return f"{facts['low']:g} to {facts['high']:g} {facts['unit']}".strip()
+
+
+def _check(title: str, one: Field[Any], value: Any) -> None:
+    default, facts = one.default, one.metadata
+    if default is MISSING:
+        return
+    where = f"{title}: {one.name}"
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise MethodError(f"{where} must be true or false; {value!r} was given.")
+    elif isinstance(default, int | float):
+        whole = isinstance(default, int)
+        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not fits or not math.isfinite(value) or not facts["low"] <= value <= facts["high"]:
+            kind = "a whole number" if whole else "a number"
+            raise MethodError(f"{where} must be {kind} from {_limits(one)}; {value!r} was given.")
+    elif facts["choices"] is not None:
+        if value not in facts["choices"]:
+            raise MethodError(
+                f"{where} must be one of {', '.join(facts['choices'])}; {value!r} was given."
+            )
+    elif not isinstance(value, str):
+        raise MethodError(f"{where} must be a text; {value!r} was given.")
+
+
+def _converted(title: str, one: Field[Any], value: Any) -> Any:
+    """A value as the parameter's type; a text that cannot be read stays and is refused by the check."""
+    if not isinstance(value, str) or isinstance(one.default, str):
+        return value
+    text = value.strip()
+    if isinstance(one.default, bool):
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            text.lower(), value
+        )
+    try:
+        return int(text) if isinstance(one.default, int) else float(text)
+    except ValueError:
+        return value
+
+
+def _nearest(wanted: str, known: Any) -> str:
+    near = difflib.get_close_matches(str(wanted), list(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""

@@ -1,0 +1,341 @@
+"""MONAI bundles: a folder or zip with ``configs/metadata.json`` and ``configs/inference.json`` (or YAML).
+
+Only the parts that inference needs are built: the network, the preprocessing, the inferer. What a configuration may do
+without trust: name classes of MONAI's networks, transforms and inferers with plain values and ``@references``. Python
+expressions (``$...``), other classes, macros that read files, and a bundle's own scripts need ``trusted=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from ..errors import ModelError, UntrustedModelError
+
+__all__ = ["find_bundle", "read_bundle"]
+
+_CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
+_METADATA = "configs/metadata.json"
+_WEIGHTS = ("models/model.pt", "models/model.pth", "models/model.safetensors", "models/model.ts")
+#: Names under which bundles keep each part, the most usual first.
+_PARTS = {
+    "network": ("network_def", "net_def", "network", "net", "model"),
+    "preprocess": ("preprocessing", "pre_processing", "transforms", "inference_transform"),
+    "inferer": ("inferer",),
+    "postprocess": ("postprocessing", "post_processing"),
+}
+#: An unpacked bundle may be this large; a zip bomb is not unpacked.
+_MAX_UNPACKED = 8 * 10**9
+#: Transforms of MONAI that run code, import packages or write files when built or called.
+_ACTIVE_TRANSFORMS = re.compile(
+    r"^(Rand)?(Lambda|TorchVision|TorchIO|SaveImage|Save|Cucim|Cu|Img2Tensorboard|DataStats)"
+)
+
+
+@contextmanager
+def find_bundle(path: Path) -> Iterator[Path | None]:
+    """Give the root of the bundle at `path` (a folder or zip), or None when it is something else.
+
+    A zip is unpacked into a temporary folder that is removed afterwards.
+    """
+    if path.is_dir():
+        yield path if (path / _METADATA).is_file() else None
+        return
+    if not zipfile.is_zipfile(path):
+        yield None
+        return
+    with zipfile.ZipFile(path) as archive:
+        roots = [name[: -len(_METADATA)] for name in archive.namelist() if name.endswith(_METADATA)]
+        if not roots:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack(archive, Path(folder), path.name)
+            yield Path(folder) / min(roots, key=len)
+
+
+def _unpack(archive: zipfile.ZipFile, folder: Path, name: str) -> None:
+    for member in archive.infolist():
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or re.match(r"^[A-Za-z]:", member.filename):
+            raise ModelError(
+                f"{name!r} wants to write outside its folder ({member.filename!r}). It was not opened."
+            )
+    size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_UNPACKED:
+        raise ModelError(
+            f"{name!r} would unpack to {size / 1e9:.0f} GB (limit {_MAX_UNPACKED / 1e9:.0f}). It was not opened."
+        )
+    archive.extractall(folder)
+
+
+def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
+    """Read a bundle's parts.
+
+    Returns
+    -------
+    dict
+        ``network`` (without weights; None when the weights are TorchScript), ``weights`` (path), ``preprocess``,
+        ``inferer``, ``task``, ``labels``, ``channels``, ``activation``, ``provenance``.
+
+    Raises
+    ------
+    ModelError
+        If a part is missing or cannot be built, or the network is not 3-D.
+    UntrustedModelError
+        If building the parts would run code and `trusted` is False.
+    """
+    metadata = _json(root / _METADATA)
+    config_path = next(
+        (root / "configs" / name for name in _CONFIGS if (root / "configs" / name).is_file()), None
+    )
+    if config_path is None:
+        raise ModelError(
+            f"The bundle has no configs/inference.json or .yaml (looked in {root.name!r})."
+        )
+    config = _config(config_path)
+    ids = {
+        part: next((name for name in names if name in config), None)
+        for part, names in _PARTS.items()
+    }
+    if ids["network"] is None:
+        raise ModelError(
+            f"The bundle names no network. Expected one of {', '.join(_PARTS['network'])} in {config_path.name}."
+        )
+    _refuse_2d(config, ids["network"], metadata)
+    if not trusted:
+        _refuse_code(config, [name for part, name in ids.items() if name and part != "postprocess"])
+    weights = next((root / name for name in _WEIGHTS if (root / name).is_file()), None)
+    scripted = weights is not None and weights.suffix == ".ts"
+    if scripted and not trusted:
+        raise UntrustedModelError(
+            "The bundle's weights are TorchScript, a program that would run. If you know where the bundle comes from, "
+            "allow it with trusted=True (--trust)."
+        )
+    parts = _build(config_path, root, ids, with_network=not scripted)
+    if weights is None:
+        raise ModelError(
+            "The bundle has no weights (models/model.pt is missing). Download the complete bundle, or put the weights there."
+        )
+    formats = metadata.get("network_data_format", {})
+    outputs = next(iter(formats.get("outputs", {}).values()), {})
+    inputs = next(iter(formats.get("inputs", {}).values()), {})
+    return {
+        **parts,
+        "weights": weights,
+        "task": _task(outputs),
+        "labels": _names(outputs),
+        "channels": _names(inputs),
+        "activation": _activation(config.get(ids["postprocess"] or "", {})),
+        "provenance": {
+            "format": "MONAI bundle",
+            "title": metadata.get("name") or metadata.get("task", ""),
+            "version": metadata.get("version", ""),
+            "made_with_monai": metadata.get("monai_version", ""),
+        },
+    }
+
+
+def _build(
+    config_path: Path, root: Path, ids: dict[str, str | None], *, with_network: bool
+) -> dict[str, Any]:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(config_path))
+    parser["bundle_root"] = str(root)
+    parser["device"] = "$torch.device('cpu')" if "device" in parser.config else "cpu"
+    built: dict[str, Any] = {"network": None}
+    scripts = str(root)
+    sys.path.insert(0, scripts)
+    try:
+        for part in ("network", "preprocess", "inferer"):
+            name = ids[part]
+            if name is None or (part == "network" and not with_network):
+                continue
+            try:
+                with warnings.catch_warnings():
+                    # MONAI 1.6 announces a new default of Orientation that is the one used here (RAS metadata).
+                    warnings.simplefilter("ignore", FutureWarning)
+                    built[part] = parser.get_parsed_content(name)
+            except Exception as error:
+                raise ModelError(
+                    f"The bundle's {name!r} could not be built: {_cause(error)}. {_advice(error)}"
+                ) from error
+    finally:
+        sys.path.remove(scripts)
+    network = built["network"]
+    if with_network and not isinstance(network, torch.nn.Module):
+        raise ModelError(
+            f"The bundle's {ids['network']!r} gave {type(network).__name__}; a network was expected."
+        )
+    return built
+
+
+def _refuse_code(config: dict[str, Any], names: list[str]) -> None:
+    """Follow the references of the needed parts and refuse the first thing that could run code."""
+    todo, done = list(names), set()
+    while todo:
+        name = todo.pop()
+        if name in done:
+            continue
+        done.add(name)
+        for where, value in _leaves(config.get(name), name):
+            reason = _code_in(where, value)
+            if reason:
+                raise UntrustedModelError(
+                    f"The bundle's configuration would run code when loaded: {where} {reason}. "
+                    "If you know where the bundle comes from, allow it with trusted=True (--trust)."
+                )
+            if isinstance(value, str):
+                todo.extend(
+                    reference.split("::")[0].split("#")[0]
+                    for reference in re.findall(r"@([\w:#]+)", value)
+                )
+
+
+def _code_in(where: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return None
+    if value.startswith("$"):
+        return f"is the Python expression {_short(value)}"
+    if value.startswith("%"):
+        return f"reads the file {_short(value)}"
+    if where.endswith("_target_") and not _harmless(value):
+        return f"builds {_short(value)}, which is no network, transform or inferer of MONAI"
+    return None
+
+
+def _harmless(target: str) -> bool:
+    """Whether a ``_target_`` is a network, transform or inferer of MONAI that only computes."""
+    from monai import inferers, transforms
+    from monai.networks import nets
+
+    module, _, name = target.rpartition(".")
+    if module and not module.startswith(
+        ("monai.networks.nets", "monai.transforms", "monai.inferers")
+    ):
+        return False
+    if not name.isidentifier() or _ACTIVE_TRANSFORMS.match(name):
+        return False
+    found = next(
+        (getattr(place, name) for place in (nets, transforms, inferers) if hasattr(place, name)),
+        None,
+    )
+    kinds = (torch.nn.Module, transforms.Transform, inferers.Inferer)
+    return isinstance(found, type) and issubclass(found, kinds)
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{where}[{index}]")
+    else:
+        yield where, value
+
+
+def _refuse_2d(config: dict[str, Any], network_id: str, metadata: dict[str, Any]) -> None:
+    definition = config.get(network_id)
+    dimensions = definition.get("spatial_dims", 3) if isinstance(definition, dict) else 3
+    formats = metadata.get("network_data_format", {}).get("inputs", {})
+    shape = next(iter(formats.values()), {}).get("spatial_shape", [])
+    if dimensions == 2 or (not isinstance(definition, dict) and len(shape) == 2):
+        raise ModelError(
+            "The bundle's network is 2-D. This extension explains networks that take 3-D volumes."
+        )
+
+
+def _task(output: dict[str, Any]) -> str | None:
+    form = str(output.get("format", "")).lower()
+    if form in ("segmentation", "labels"):
+        return "segmentation"
+    if form in ("classes", "classification", "probabilities"):
+        return "classification"
+    if form in ("regression", "magnitude", "value", "values"):
+        return "regression"
+    return None
+
+
+def _names(part: dict[str, Any]) -> tuple[str, ...]:
+    """Channel names in the order of their numbers."""
+    channels = part.get("channel_def", {})
+    if not isinstance(channels, dict) or not all(str(key).isdigit() for key in channels):
+        return ()
+    return tuple(str(channels[key]) for key in sorted(channels, key=int))
+
+
+def _activation(postprocessing: Any) -> str | None:
+    """What the bundle's own Activations transform does."""
+    steps = (
+        postprocessing.get("transforms", []) if isinstance(postprocessing, dict) else postprocessing
+    )
+    for step in steps if isinstance(steps, list) else []:
+        if isinstance(step, dict) and str(step.get("_target_", "")).rpartition(".")[2].startswith(
+            "Activations"
+        ):
+            for name in ("softmax", "sigmoid"):
+                if step.get(name) in (True, [True]):
+                    return name
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path.name!r} of the bundle is no valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name!r} of the bundle is no JSON object.")
+    return content
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if path.suffix == ".json":
+        return _json(path)
+    try:
+        import yaml
+    except ImportError as error:
+        raise ModelError(
+            "The bundle's configuration is YAML. Install PyYAML to read it (pip install pyyaml)."
+        ) from error
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ModelError(f"{path.name!r} of the bundle is no valid YAML: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name!r} of the bundle is no mapping.")
+    return content
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason; MONAI wraps it in long texts."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}"
+
+
+def _advice(error: BaseException) -> str:
+    text = _cause(error)
+    if "unexpected keyword argument" in text:
+        return "The bundle was made for another version of MONAI, which had that argument."
+    if "ModuleNotFoundError" in text or "OptionalImportError" in text:
+        return "Install the missing package."
+    return "Check the bundle's configuration."
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,166 @@
+"""One trained network with everything needed to run it on a scan and to read its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+
+from ..errors import ImageError, ModelError
+from .inferer import WholeVolume, Windows
+from .layers import LayerInfo, trace_layers
+from .preprocess import Preprocess
+
+__all__ = ["ACTIVATIONS", "TASKS", "Model"]
+
+TASKS = ("segmentation", "classification", "regression")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, what it does, and how a scan gets into it.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        Takes (B, C, I, J, K), gives (B, O, I, J, K) or (B, O): raw scores before softmax or sigmoid.
+    task : {"segmentation", "classification", "regression"}
+    labels : tuple of str
+        Names of the outputs; empty when unknown.
+    channels : tuple of str
+        Names of the input channels; empty when unknown.
+    preprocess : Preprocess
+        From the scan's grid to the network's, and back.
+    inferer : WholeVolume or Windows
+        In one piece, or by sliding windows.
+    activation : {"softmax", "sigmoid", "none"}
+        What turns scores into probabilities.
+    provenance : dict
+        Format, file name, SHA-256, parameters, versions.
+    """
+
+    network: torch.nn.Module
+    task: str
+    labels: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    inferer: WholeVolume | Windows = field(default_factory=WholeVolume)
+    activation: str = "softmax"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ModelError(
+                f"The task must be one of {', '.join(TASKS)}; {self.task!r} was given. Say what the network does."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(
+                f"The activation must be one of {', '.join(ACTIVATIONS)}; {self.activation!r} was given."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; the CPU for a network without any."""
+        tensor = next(self.network.parameters(), next(self.network.buffers(), None))
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def scripted(self) -> bool:
+        """Whether the network is TorchScript: gradients work, looking into layers does not."""
+        return isinstance(self.network, torch.jit.ScriptModule)
+
+    def output_names(self, count: int) -> tuple[str, ...]:
+        """Names of `count` outputs.
+
+        Raises
+        ------
+        ModelError
+            If the model's labels are of another number.
+        """
+        if not self.labels:
+            return tuple(f"output {index}" for index in range(count))
+        if len(self.labels) != count:
+            raise ModelError(
+                f"The network gives {count} outputs but {len(self.labels)} labels were declared "
+                f"({', '.join(self.labels)}). Correct the labels."
+            )
+        return self.labels
+
+    def prepare(self, image: MetaTensor) -> MetaTensor:
+        """Return the image as the network sees it, shape (C, I', J', K').
+
+        Raises
+        ------
+        ImageError
+            If the number of channels is wrong or the preprocessing fails.
+        """
+        given, wanted = image.shape[0], len(self.channels)
+        if wanted and given != wanted:
+            missing = wanted - given
+            advice = (
+                f"Choose {missing} more volume{'s' if missing > 1 else ''} under Inputs."
+                if missing > 0
+                else f"Leave out {-missing}."
+            )
+            raise ImageError(
+                f"The model expects {wanted} input channel{'s' if wanted > 1 else ''} ({', '.join(self.channels)}); "
+                f"{given} volume{'s were' if given > 1 else ' was'} given. {advice}"
+            )
+        return self.preprocess.apply(image)
+
+    def layers(
+        self, image: MetaTensor | None = None, *, shape: tuple[int, ...] | None = None
+    ) -> list[LayerInfo]:
+        """List the layers in the order in which they run.
+
+        Parameters
+        ----------
+        image : MetaTensor, optional
+            A scan; its preprocessed (window) shape is used.
+        shape : (C, I, J, K), optional
+            Shape of the network's input instead.
+
+        Returns
+        -------
+        list of LayerInfo
+
+        Raises
+        ------
+        ModelError
+            If neither is given for a network without a window size, or the network fails on that shape.
+        """
+        if self.scripted:
+            raise ModelError(
+                "This is a TorchScript network: its layers cannot be looked into. "
+                "Load the original network and its state dict for layer methods."
+            )
+        if shape is None:
+            shape = self._input_shape(image)
+        return trace_layers(self.network, shape, self.device)
+
+    def _input_shape(self, image: MetaTensor | None) -> tuple[int, ...]:
+        if image is not None:
+            prepared = self.prepare(image)
+            return (prepared.shape[0], *self.inferer.window_shape(tuple(prepared.shape[1:])))
+        if isinstance(self.inferer, Windows) and all(size > 0 for size in self.inferer.roi_size):
+            return (max(1, len(self.channels)), *self.inferer.roi_size)
+        raise ModelError(
+            "The network's input size is not known. Give an image, or shape=(C, I, J, K)."
+        )
+
+    def describe(self) -> str:
+        """Say in a few lines what this model is."""
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        lines = [
+            f"{type(self.network).__name__}, {self.task}, {count:,} parameters, {self.activation}",
+            f"inputs: {', '.join(self.channels) or 'not named'}",
+            f"outputs: {', '.join(f'{i} {name}' for i, name in enumerate(self.labels)) or 'not named'}",
+            f"preprocessing: {self.preprocess.describe()}",
+            f"inference: {self.inferer.describe()}",
+        ]
+        if "format" in self.provenance:
+            lines.append(f"file: {self.provenance.get('name', '')} ({self.provenance['format']})")
+        return "\n".join(lines)

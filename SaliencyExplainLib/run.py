@@ -1,0 +1,163 @@
+"""The main verb: a model, an image, a target and a method become an :class:`Explanation`."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+
+from .engine import Engine, MemoryMeter, Progress
+from .errors import Cancelled, MethodError, SaliencyExplainError
+from .explanation import Explanation
+from .image import as_image, make_image
+from .methods import Attribution, Method, make_method
+from .model import Model
+from .target import Target
+
+__all__ = ["explain"]
+
+
+def explain(
+    model: Model,
+    image: MetaTensor,
+    target: Target | None = None,
+    method: str | Method = "gradient",
+    progress: Callable[[float, str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    **parameters: Any,
+) -> Explanation:
+    """Explain one output of a model on one image.
+
+    Pure: no files, no scene, no global state. When it returns, raises or is cancelled, the network has no hook, no gradient
+    and no other mode than before.
+
+    Parameters
+    ----------
+    model : Model
+        From :func:`load_model`.
+    image : MetaTensor, shape (C, I, J, K)
+        The scan with its affine (IJK to RAS, mm), before the model's preprocessing.
+    target : Target, optional
+        What is explained; ``Target()`` when left out.
+    method : str or Method
+        A registered name (then `parameters` are its fields), or a method that was made before.
+    progress : callable, optional
+        Called with a fraction (0 to 1) and a message after each pass.
+    cancelled : callable, optional
+        Asked before each pass; True stops the run with :class:`Cancelled`.
+
+    Returns
+    -------
+    Explanation
+        Maps on the image's grid and on the network's.
+
+    Raises
+    ------
+    SaliencyExplainError
+        With what was wrong, what was expected and what to do; :class:`Cancelled` when the caller stopped it.
+    """
+    target = target or Target()
+    if isinstance(method, Method):
+        if parameters:
+            raise MethodError(
+                f"{method.title} was made already. Give its parameters there: {', '.join(parameters)}."
+            )
+        chosen = method
+    else:
+        chosen = make_method(method, parameters)
+    image = as_image(image)
+    chosen.check(model)
+    started = time.perf_counter()
+    with MemoryMeter(model.device) as memory:
+        try:
+            network_image = model.prepare(image)
+            engine = Engine(model, network_image, target, Progress(progress, cancelled))
+            engine.progress.total = chosen.passes() * len(engine.plan.windows)
+            with engine.running():
+                made = chosen.attribute(engine)
+                value, frozen = engine.start_value, engine.frozen
+        except Cancelled:
+            raise
+        except SaliencyExplainError as error:
+            raise type(error)(
+                f"{error} (While running {chosen.title} on {_called(image)}.)"
+            ) from error
+    maps = made.maps.detach().float().cpu()
+    _refuse_nan(maps, chosen)
+    return Explanation(
+        maps=model.preprocess.invert(maps, network_image, image),
+        network_maps=make_image(maps, network_image.affine),
+        layer_map=_layer_map(made, network_image),
+        value=value,
+        target=frozen.to_dict(),
+        method=chosen.name,
+        title=chosen.title,
+        parameters={**chosen.parameters(), **made.used},
+        signed=chosen.is_signed(),
+        combine=chosen.combine,
+        layers=made.layers,
+        completeness_error=made.completeness_error,
+        warnings=(*made.warnings, *_map_warnings(maps)),
+        seconds=time.perf_counter() - started,
+        peak_memory_mb=memory.peak_mb,
+        model=dict(model.provenance),
+        image=_provenance(image),
+        versions=_versions(),
+    )
+
+
+def _layer_map(made: Attribution, network_image: MetaTensor) -> MetaTensor | None:
+    if made.layer_map is None or made.layer_grid is None:
+        return None
+    return make_image(
+        made.layer_map.detach().float().cpu(), made.layer_grid.affine(network_image.affine)
+    )
+
+
+def _refuse_nan(maps: torch.Tensor, method: Method) -> None:
+    bad = int((~torch.isfinite(maps)).sum())
+    if bad:
+        raise MethodError(
+            f"{method.title} gave {bad} values that are NaN or infinite, so there is no map to show. "
+            "Check that the network's output is finite on this image, and that it runs in single precision."
+        )
+
+
+def _map_warnings(maps: torch.Tensor) -> tuple[str, ...]:
+    """What a picture of this map would hide."""
+    low, high = float(maps.min()), float(maps.max())
+    if low == high == 0:
+        return (
+            "The map is zero everywhere: it shows nothing. Another layer, target or method may.",
+        )
+    if low == high:
+        return (f"The map has the same value ({low:.4g}) everywhere: it shows nothing.",)
+    return ()
+
+
+def _called(image: MetaTensor) -> str:
+    name = str(image.meta.get("filename_or_obj", "")) or "the image"
+    return f"{name} of shape {tuple(image.shape)} (C, I, J, K)"
+
+
+def _provenance(image: MetaTensor) -> dict[str, Any]:
+    return {
+        "name": str(image.meta.get("filename_or_obj", "")),
+        "shape_cijk": list(image.shape),
+        "ijk_to_ras": image.affine.tolist(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("saliency-explain", "torch", "monai", "numpy", "SimpleITK"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,99 @@
+"""The scene of 3D Slicer: nodes become images, explanations become nodes. The only part that imports ``slicer``.
+
+It works inside the application and with ``slicer-core`` (``pip install slicer-core``), which is the same scene without
+windows. Importing this package imports neither slicer nor torch; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .colors import make_color_node, set_dead_band
+    from .display import (
+        jump_to,
+        jump_to_peak,
+        peak_world_ras,
+        restore_layers,
+        show_legend,
+        show_over,
+        show_results,
+    )
+    from .files import load_mrb, save_mrb
+    from .host import in_app, new_scene, release_scene, scene_or_default
+    from .nodes import image_from_node, image_from_nodes
+    from .places import Roi, point_from_node, roi_from_node
+    from .publishing import Published, publish
+    from .segments import (
+        Segments,
+        labelmap_from_node,
+        labelmap_from_segmentation,
+        mask_from_segment,
+    )
+
+__all__ = [
+    "Published",
+    "Roi",
+    "Segments",
+    "image_from_node",
+    "image_from_nodes",
+    "in_app",
+    "jump_to",
+    "jump_to_peak",
+    "labelmap_from_node",
+    "labelmap_from_segmentation",
+    "load_mrb",
+    "make_color_node",
+    "mask_from_segment",
+    "new_scene",
+    "peak_world_ras",
+    "point_from_node",
+    "publish",
+    "release_scene",
+    "restore_layers",
+    "roi_from_node",
+    "save_mrb",
+    "scene_or_default",
+    "set_dead_band",
+    "show_legend",
+    "show_over",
+    "show_results",
+]
+
+_HOMES = {
+    "colors": ("make_color_node", "set_dead_band"),
+    "display": (
+        "jump_to",
+        "jump_to_peak",
+        "peak_world_ras",
+        "restore_layers",
+        "show_legend",
+        "show_over",
+        "show_results",
+    ),
+    "files": ("load_mrb", "save_mrb"),
+    "host": ("in_app", "new_scene", "release_scene", "scene_or_default"),
+    "nodes": ("image_from_node", "image_from_nodes"),
+    "places": ("Roi", "point_from_node", "roi_from_node"),
+    "publishing": ("Published", "publish"),
+    "segments": (
+        "Segments",
+        "labelmap_from_node",
+        "labelmap_from_segmentation",
+        "mask_from_segment",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

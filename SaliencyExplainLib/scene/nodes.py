@@ -1,0 +1,143 @@
+"""Volume nodes become images and images become volume nodes, on exactly the same grid.
+
+A volume's image is in the volume's own RAS, before its parent transform. What is made from it gets the same parent
+transform, linear or not, so the two always lie on each other; nothing is resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import vtk
+from vtk.util import numpy_support
+
+from ..errors import SceneError
+from ..image import make_image, same_grid
+from .host import slicer
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ijk_to_ras",
+    "image_from_node",
+    "image_from_nodes",
+    "node_from_map",
+    "title_of",
+    "transform_between",
+]
+
+
+def title_of(node: Any) -> str:
+    """Name of a node for messages."""
+    return f"{node.GetName()!r}" if node is not None and node.GetName() else "the node"
+
+
+def ijk_to_ras(volume: slicer.vtkMRMLVolumeNode) -> NDArray[np.float64]:
+    """IJKToRAS of a volume node, shape (4, 4), without its parent transform."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
+    """Read a volume node into an image.
+
+    Parameters
+    ----------
+    node : vtkMRMLVolumeNode
+        Scalar volume (one channel) or vector volume (one channel a component).
+
+    Returns
+    -------
+    MetaTensor
+        Shape (C, I, J, K), float32, a copy; ``affine`` equals IJKToRAS. A parent transform is not applied.
+
+    Raises
+    ------
+    SceneError
+        If it is no volume or holds no voxels.
+    """
+    if not isinstance(node, slicer.vtkMRMLVolumeNode):
+        kind = "nothing" if node is None else f"{title_of(node)} ({type(node).__name__})"
+        raise SceneError(f"A volume is needed; {kind} was given. Choose a scalar or vector volume.")
+    data = node.GetImageData()
+    if data is None or data.GetPointData().GetScalars() is None or 0 in data.GetDimensions():
+        raise SceneError(
+            f"The volume {title_of(node)} holds no voxels. Load its file again, or choose another volume."
+        )
+    array = numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
+    components = data.GetNumberOfScalarComponents()
+    voxels = array.reshape(*reversed(data.GetDimensions()), components).transpose(3, 2, 1, 0)
+    return make_image(np.array(voxels, dtype=np.float32), ijk_to_ras(node), node.GetName() or "")
+
+
+def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:
+    """Read several volume nodes as the channels of one image, in this order.
+
+    Raises
+    ------
+    SceneError
+        If none is given, or they lie on different grids or under different parent transforms.
+    """
+    if not nodes:
+        raise SceneError("No volume was given. Choose at least one under Inputs.")
+    images = [image_from_node(node) for node in nodes]
+    for node, image in zip(nodes[1:], images[1:], strict=True):
+        if node.GetParentTransformNode() is not nodes[0].GetParentTransformNode():
+            raise SceneError(
+                f"The volumes {title_of(nodes[0])} and {title_of(node)} have different parent transforms. "
+                "Harden them (Transforms module) and resample the volumes onto one grid first."
+            )
+        if not same_grid(images[0], image):
+            raise SceneError(
+                f"The volume {title_of(node)} lies on another grid than {title_of(nodes[0])} "
+                f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or another place or spacing). "
+                "Resample it onto that volume first (module 'Resample Scalar/Vector/DWI Volume')."
+            )
+    joined = torch.cat([image.as_tensor() for image in images])
+    return make_image(joined, images[0].affine, ", ".join(node.GetName() or "" for node in nodes))
+
+
+def node_from_map(
+    voxels: NDArray[np.float32], affine: Any, name: str
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """Make a scalar volume node, shape (I, J, K), that is not in a scene yet.
+
+    Parameters
+    ----------
+    voxels : ndarray, shape (I, J, K), float32
+        Copied.
+    affine : array_like, shape (4, 4)
+        Becomes IJKToRAS.
+    name : str
+        Name of the node.
+    """
+    data = vtk.vtkImageData()
+    data.SetDimensions(*voxels.shape)
+    data.AllocateScalars(vtk.VTK_FLOAT, 1)
+    numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())[:] = voxels.transpose(
+        2, 1, 0
+    ).ravel()
+    node = slicer.vtkMRMLScalarVolumeNode()
+    node.SetName(name)
+    node.SetAndObserveImageData(data)
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.asarray(affine, dtype=np.float64)))
+    return node
+
+
+def transform_between(source: Any, target: Any) -> vtk.vtkGeneralTransform:
+    """Transform from the coordinates of one transformable node to those of another; None means world RAS."""
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+        _parent(source), _parent(target), transform
+    )
+    return transform
+
+
+def _parent(node: Any) -> Any:
+    return node.GetParentTransformNode() if node is not None else None

@@ -1,0 +1,378 @@
+"""The question: which output, where, and how it becomes the one number that is explained.
+
+With ``z_c(v)`` the network's fused output of channel c at voxel v, ``p_c`` its softmax or sigmoid, and ``M`` the region::
+
+    logit, mean        S = 1/|M| sum_{v in M} z_c(v)              (T2 of the field; "sum" gives T1)
+    probability        the same with p_c
+    soft_volume        S = sum_{v in M} p_c(v) * voxel volume     in ml (T3)
+    contrast with d    z_c - contrast_weight * z_d instead of z_c (T6, Finer-CAM)
+    classification     S = z_c or p_c;   regression S = the output
+
+``M`` is taken once from the unperturbed image and then frozen: a method that perturbs the input must not move the region.
+Sigmoid networks predict a class where p > 0.5, softmax networks where it is the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from .errors import TargetError
+from .image import ras_to_ijk, resample_labels, to_ras, voxel_volume_ml
+
+if TYPE_CHECKING:
+    from .model import Model
+
+__all__ = ["REDUCTIONS", "REGIONS", "RUNNER_UP", "SCORES", "FrozenTarget", "Target"]
+
+REGIONS = ("prediction", "segment", "roi", "point", "everywhere")
+SCORES = ("logit", "probability", "soft_volume", "value")
+REDUCTIONS = ("mean", "sum")
+#: As `contrast`: the class that comes second inside the region.
+RUNNER_UP = "runner_up"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is explained.
+
+    Parameters
+    ----------
+    output : int, str or None
+        Output channel, by index or by its label. None: the only foreground class of a segmentation, the predicted class
+        of a classification, the only output of a regression.
+    region : {"prediction", "segment", "roi", "point", "everywhere"} or None
+        Where, for outputs with voxels. None: "prediction" for segmentation, "everywhere" for a dense regression.
+    score : {"logit", "probability", "soft_volume", "value"} or None
+        "value" is a regression output as it is. None: "value" for regression, else "logit".
+    reduce : {"mean", "sum"}
+        How the voxels of the region become one number ("soft_volume" always sums).
+    contrast : int, str or None
+        Class d that is subtracted; "runner_up" for the class that comes second inside the region.
+    contrast_weight : float
+        Weight of the subtracted class, 0 to 10.
+    segment : MetaTensor, shape (1, I, J, K), optional
+        Mask for region "segment": voxels above 0. Resampled by world position if it lies on another grid.
+    roi_ras_mm : ((r, a, s), (r, a, s)), optional
+        Opposite corners of a box for region "roi", in RAS mm.
+    point_ras_mm : (r, a, s), optional
+        Position for region "point", in RAS mm; the nearest voxel is taken.
+
+    Raises
+    ------
+    TargetError
+        If a value is none of those listed, or the region's mask, box or point is missing.
+    """
+
+    output: int | str | None = None
+    region: str | None = None
+    score: str | None = None
+    reduce: str = "mean"
+    contrast: int | str | None = None
+    contrast_weight: float = 1.0
+    segment: MetaTensor | None = field(default=None, repr=False, compare=False)
+    roi_ras_mm: tuple[Sequence[float], Sequence[float]] | None = None
+    point_ras_mm: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("region", self.region, (None, *REGIONS))
+        _one_of("score", self.score, (None, *SCORES))
+        _one_of("reduce", self.reduce, REDUCTIONS)
+        needed = {"segment": self.segment, "roi": self.roi_ras_mm, "point": self.point_ras_mm}
+        names = {
+            "segment": "segment=<mask image>",
+            "roi": "roi_ras_mm=(corner, corner)",
+            "point": "point_ras_mm=(r, a, s)",
+        }
+        if self.region in needed and needed[self.region] is None:
+            raise TargetError(
+                f"The region {self.region!r} needs {names[self.region]}. Give it, or choose another region."
+            )
+        if not 0 <= self.contrast_weight <= 10:
+            raise TargetError(
+                f"contrast_weight must lie between 0 and 10; {self.contrast_weight} was given."
+            )
+        if self.roi_ras_mm is not None and np.shape(self.roi_ras_mm) != (2, 3):
+            raise TargetError(
+                f"roi_ras_mm is two corners of three RAS coordinates in mm; {self.roi_ras_mm!r} was given."
+            )
+        if self.point_ras_mm is not None and np.shape(self.point_ras_mm) != (3,):
+            raise TargetError(
+                f"point_ras_mm is three RAS coordinates in mm; {self.point_ras_mm!r} was given."
+            )
+
+    def freeze(self, output: torch.Tensor, model: Model, image: MetaTensor) -> FrozenTarget:
+        """Fix the region and the classes on the network's output of the unperturbed image.
+
+        Parameters
+        ----------
+        output : Tensor, shape (1, O, I, J, K) or (1, O)
+            Fused output, without gradient.
+        model : Model
+            Its task, labels and activation say how to read the output.
+        image : MetaTensor, shape (C, I, J, K)
+            The image on the network's grid; only its place is used.
+
+        Returns
+        -------
+        FrozenTarget
+
+        Raises
+        ------
+        TargetError
+            If the output is unknown, the score does not fit the task, or the region is empty.
+        """
+        count = output.shape[1]
+        names = model.output_names(count)
+        spatial = output.ndim == 5
+        if output.ndim not in (2, 5):
+            raise TargetError(
+                f"The network's output has the shape {tuple(output.shape)}; (1, O) or (1, O, I, J, K) was expected. "
+                "Wrap the network so that it returns one tensor of that form."
+            )
+        score = self._score(model.task)
+        index = self._index(output, model.task, names)
+        region = self.region or ("prediction" if model.task == "segmentation" else "everywhere")
+        if not spatial and region != "everywhere":
+            if self.region is not None:
+                raise TargetError(
+                    f"This {model.task} network gives one number an output, so it has no region {region!r}. Leave the region out."
+                )
+            region = "everywhere"
+        mask = self._mask(region, output, index, model, image) if spatial else None
+        other = self._contrast(output, index, names, mask)
+        return FrozenTarget(
+            output=index,
+            names=names,
+            region=region if spatial else None,
+            mask=mask,
+            score=score,
+            reduce="sum" if score == "soft_volume" else self.reduce,
+            contrast=other,
+            contrast_weight=self.contrast_weight,
+            activation=model.activation,
+            voxel_ml=voxel_volume_ml(image.affine),
+        )
+
+    def _score(self, task: str) -> str:
+        score = self.score or ("value" if task == "regression" else "logit")
+        if (score == "value") != (task == "regression"):
+            fitting = "'value'" if task == "regression" else "'logit' or 'probability'"
+            raise TargetError(
+                f"The score {score!r} does not fit a {task} network. Choose {fitting}."
+            )
+        if score == "soft_volume" and task != "segmentation":
+            raise TargetError(
+                f"A soft volume needs a segmentation network; this one does {task}. Choose 'logit'."
+            )
+        return score
+
+    def _index(self, output: torch.Tensor, task: str, names: tuple[str, ...]) -> int:
+        if self.output is not None:
+            return _channel(self.output, names, "output")
+        if len(names) == 1:
+            return 0
+        if task == "classification":
+            return int(output[0].argmax())
+        if task == "segmentation" and len(names) == 2:
+            return 1
+        raise TargetError(
+            f"The model has {len(names)} outputs: {_listed(names)}. Name the one to explain (output=...)."
+        )
+
+    def _mask(
+        self, region: str, output: torch.Tensor, index: int, model: Model, image: MetaTensor
+    ) -> torch.Tensor:
+        shape = tuple(output.shape[2:])
+        if region == "everywhere":
+            return torch.ones(shape, dtype=torch.bool, device=output.device)
+        if region == "prediction":
+            mask = _predicted(output, index, model)
+            if not mask.any():
+                name = model.output_names(output.shape[1])[index]
+                raise TargetError(
+                    f"The network predicts no voxel as {name!r} in this image, so there is no region to explain. "
+                    "Choose another output, or another region (segment, roi, point, everywhere)."
+                )
+            return mask
+        grid = torch.zeros(shape)
+        if region == "segment":
+            assert self.segment is not None  # noqa: S101 - checked in __post_init__, this is for the type checker
+            like = MetaTensor(grid[None], affine=image.affine)
+            found = resample_labels(self.segment, like).as_tensor()[0] > 0
+            problem = "The segment has no voxel inside the image as the network sees it."
+        elif region == "roi":
+            found = torch.from_numpy(_box(shape, image.affine, self.roi_ras_mm))
+            problem = "The ROI holds no voxel centre of the image as the network sees it."
+        else:
+            found = torch.from_numpy(_nearest(shape, image.affine, self.point_ras_mm))
+            problem = f"The point {tuple(self.point_ras_mm or ())} (RAS, mm) lies outside the image as the network sees it."
+        if not found.any():
+            raise TargetError(f"{problem} Move it over the anatomy, or choose another region.")
+        return found.to(output.device)
+
+    def _contrast(
+        self, output: torch.Tensor, index: int, names: tuple[str, ...], mask: torch.Tensor | None
+    ) -> int | None:
+        if self.contrast is None:
+            return None
+        if len(names) < 2:
+            raise TargetError(
+                "A contrast needs a second output; this model has one. Leave the contrast out."
+            )
+        if self.contrast == RUNNER_UP:
+            means = output[0] if mask is None else output[0][:, mask].mean(1)
+            means = means.clone()
+            means[index] = -torch.inf
+            return int(means.argmax())
+        other = _channel(self.contrast, names, "contrast")
+        if other == index:
+            raise TargetError(
+                f"The contrast {names[other]!r} is the explained output itself. Choose another one."
+            )
+        return other
+
+
+@dataclass(frozen=True)
+class FrozenTarget:
+    """A :class:`Target` with channel, region and rival fixed; the differentiable scalar of every later pass.
+
+    ``mask`` has the shape (I, J, K) of the network's grid, or is None where the output has no voxels.
+    """
+
+    output: int
+    names: tuple[str, ...]
+    region: str | None
+    mask: torch.Tensor | None
+    score: str
+    reduce: str
+    contrast: int | None
+    contrast_weight: float
+    activation: str
+    voxel_ml: float
+
+    @property
+    def linear(self) -> bool:
+        """Whether S is linear in the output, so that dS/d(output) is known without a forward pass."""
+        return self.score in ("logit", "value")
+
+    def value(self, output: torch.Tensor) -> torch.Tensor:
+        """S of a fused output, shape (1, O, I, J, K) or (1, O); differentiable, 0-dimensional."""
+        field_ = output if self.linear else _activated(output, self.activation)
+        chosen = field_[0, self.output]
+        if self.contrast is not None:
+            chosen = chosen - self.contrast_weight * field_[0, self.contrast]
+        if self.mask is None:
+            return chosen
+        inside = chosen[self.mask]
+        if self.score == "soft_volume":
+            return inside.sum() * self.voxel_ml
+        return inside.sum() if self.reduce == "sum" else inside.mean()
+
+    def cotangent(self, output: torch.Tensor) -> torch.Tensor:
+        """dS/d(output), same shape as `output`."""
+        leaf = output.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.value(leaf), leaf)
+        return gradient
+
+    def weights(self) -> torch.Tensor | None:
+        """Weight of each voxel in a linear S, shape (I, J, K): 1/|M| or 1 inside the region; None without voxels."""
+        if self.mask is None:
+            return None
+        return self.mask.float() / (float(self.mask.sum()) if self.reduce == "mean" else 1.0)
+
+    def linear_cotangent(self, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
+        """dS/d(output) of a linear S on a window.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Shape of the network's output on the window: (1, O, i, j, k) or (1, O).
+        weight : Tensor, shape (i, j, k) or ()
+            :meth:`weights` on the window, times the window's part in the fusion.
+        """
+        gradient = torch.zeros(tuple(shape), device=weight.device)
+        gradient[0, self.output] = weight
+        if self.contrast is not None:
+            gradient[0, self.contrast] = -self.contrast_weight * weight
+        return gradient
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values; the region as its name and size."""
+        return {
+            "output": self.output,
+            "output_name": self.names[self.output],
+            "region": self.region,
+            "region_voxels": None if self.mask is None else int(self.mask.sum()),
+            "region_ml": None
+            if self.mask is None
+            else round(float(self.mask.sum()) * self.voxel_ml, 4),
+            "score": self.score,
+            "unit": {"soft_volume": "ml", "probability": "1"}.get(self.score, "output unit"),
+            "reduce": self.reduce if self.mask is not None else None,
+            "contrast": self.contrast,
+            "contrast_name": None if self.contrast is None else self.names[self.contrast],
+            "contrast_weight": self.contrast_weight if self.contrast is not None else None,
+        }
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        listed = ", ".join(repr(one) for one in allowed if one is not None)
+        raise TargetError(f"The target's {name} must be one of {listed}; {value!r} was given.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{index} {name}" for index, name in enumerate(names))
+
+
+def _channel(wanted: int | str, names: tuple[str, ...], what: str) -> int:
+    """Index of a channel given by number, label or a label in other letter case."""
+    if isinstance(wanted, str):
+        if wanted in names:
+            return names.index(wanted)
+        folded = [name.casefold() for name in names]
+        if folded.count(wanted.casefold()) == 1:
+            return folded.index(wanted.casefold())
+        if wanted.isdigit():
+            wanted = int(wanted)
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(names):
+        return wanted
+    raise TargetError(f"The model has no {what} {wanted!r}. It has: {_listed(names)}.")
+
+
+def _activated(output: torch.Tensor, activation: str) -> torch.Tensor:
+    if activation == "softmax":
+        return output.softmax(1)
+    return output.sigmoid() if activation == "sigmoid" else output
+
+
+def _predicted(output: torch.Tensor, index: int, model: Model) -> torch.Tensor:
+    if model.task == "regression":
+        raise TargetError(
+            "A regression network predicts no region. Choose segment, roi, point or everywhere."
+        )
+    if model.activation == "softmax":
+        return output[0].argmax(0) == index
+    return _activated(output, model.activation)[0, index] > 0.5
+
+
+def _box(shape: tuple[int, ...], affine: Any, corners: Any) -> np.ndarray:
+    """Voxels whose centre lies in an axis-aligned RAS box."""
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+    centres = to_ras(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1))
+    return np.asarray(((centres >= low) & (centres <= high)).all(-1))
+
+
+def _nearest(shape: tuple[int, ...], affine: Any, point: Any) -> np.ndarray:
+    index = np.rint(ras_to_ijk(affine, point)).astype(int)
+    found = np.zeros(shape, dtype=bool)
+    if (index >= 0).all() and (index < shape).all():
+        found[tuple(index)] = True
+    return found
