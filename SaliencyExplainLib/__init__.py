@@ -1,11 +1,12 @@
-"""SaliencyExplain: which voxels and structures made a 3D network say what it said, and can that be trusted?
+"""Explain 3D networks: which voxels and structures made them say what they said.
 
 >>> import SaliencyExplainLib as sx
 >>> model = sx.load_model("bundle_folder")                                      # doctest: +SKIP
 >>> explanation = sx.explain(model, sx.read_image("scan.nii.gz"),
 ...                          sx.Target(output="spleen"), "integrated_gradients")  # doctest: +SKIP
 
-Torch, MONAI and slicer are imported when a name that needs them is first used, so that methods can be listed without.
+Torch, MONAI and slicer are imported when a name that needs them is first used, so that methods can
+be listed without.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from .methods import Method, describe_method, make_method, methods
 
 if TYPE_CHECKING:
     from . import scene
-    from .run import explain
     from .explanation import Explanation
     from .image import make_image, read_image, read_labelmap, write_image
     from .model import Model, load_model
     from .regions import RegionTable, region_table
+    from .run import explain
     from .target import Target
 
 __version__ = "0.1.0"

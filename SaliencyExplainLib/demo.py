@@ -34,9 +34,8 @@ TARGETS = ("grey matter", "white matter")
 METHODS = ("gradient", "guided_backprop", "integrated_gradients", "grad_cam")
 #: Points of the path of integrated gradients.
 _STEPS, _QUICK_STEPS = 20, 6
-# Air kept around the template, whose voxels are 1 mm: the brain is at most 180 mm long, the network's
-# window 192 mm.
-_MARGIN_MM = 5
+# Air kept around the brain, in voxels of 1 mm: it is at most 180 mm long, the window 192 mm.
+_MARGIN = 5
 # Off the midline, through ventricle, deep grey matter and white matter.
 _OFF_MIDLINE_MM = (22.0, 0.0, 6.0)
 
@@ -201,8 +200,8 @@ def template() -> tuple[MetaTensor, MetaTensor, dict[int, str]]:
     brain = datasets.load_mni152_brain_mask(resolution=1).get_fdata(dtype=np.float32)
     labels = np.select([white > 0.5, grey > 0.5, brain > 0.5], [3, 2, 1])
     index = np.argwhere(labels)
-    low = np.maximum(index.min(0) - _MARGIN_MM, 0)
-    inside = tuple(slice(a, b + _MARGIN_MM + 1) for a, b in zip(low, index.max(0), strict=True))
+    low = np.maximum(index.min(0) - _MARGIN, 0)
+    inside = tuple(slice(a, b + _MARGIN + 1) for a, b in zip(low, index.max(0), strict=True))
     affine = scan.affine.copy()
     affine[:3, 3] = to_ras(scan.affine, low)
     image = make_image(scan.get_fdata(dtype=np.float32)[inside], affine, "MNI152 T1")

@@ -1,6 +1,7 @@
 """The errors that this library raises on purpose.
 
-Each message is one to three sentences for people: what was wrong (with the value), what was expected, what to do next.
+Each message is one to three sentences for people: what was wrong (with the value), what was
+expected, what to do next.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ModelError(SaliencyExplainError):
 
 
 class UntrustedModelError(ModelError):
-    """Loading the file would run code that it carries, and the caller did not say ``trusted=True``."""
+    """Loading the file would run code that it carries, and ``trusted=True`` was not said."""
 
 
 class TargetError(SaliencyExplainError):

@@ -1,9 +1,9 @@
-"""What a run gives back: the maps, where they lie, the number that was explained, and how it was made."""
+"""What a run gives back: maps, their place, the number that was explained, how it was made."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
+from .errors import SaliencyExplainError
 from .image import make_image, write_image
 
 __all__ = ["Explanation"]
@@ -28,7 +29,8 @@ class Explanation:
     network_maps : MetaTensor, shape (C, I', J', K')
         The same on the grid that the network saw (its own affine), before any interpolation.
     layer_map : MetaTensor or None, shape (1, i, j, k)
-        For layer methods without sliding windows: the map on the layer's true grid (its own affine).
+        For layer methods without sliding windows: the map on the layer's true grid (its own
+        affine).
     value : float
         The explained number S of the unperturbed image, in the unit of the target's score.
     target : dict
@@ -44,13 +46,15 @@ class Explanation:
     combine : str
         How several channels become one map: "sum" (additive methods) or "max_abs".
     completeness_error : float or None
-        abs(sum of attribution - (S(x) - S(baseline))) / abs(S(x) - S(baseline)), where the method promises completeness.
+        abs(sum of attribution - (S(x) - S(baseline))) / abs(S(x) - S(baseline)), for methods that
+        promise completeness.
     warnings : tuple of str
         What a reader of the map must know.
     seconds : float
         Wall time of the run.
     peak_memory_mb : float or None
-        Peak memory above the start of the run, in MB (10^6 bytes); None where the system does not tell.
+        Peak memory above the start of the run, in MB (10^6 bytes); None where the system does not
+        tell.
     model, image, versions : dict
         Provenance of the model file, of the input volume and of the software.
     """
@@ -76,7 +80,7 @@ class Explanation:
 
     @property
     def map(self) -> MetaTensor:
-        """One map for the whole image, shape (1, I, J, K): `maps` joined over channels as `combine` says."""
+        """One map for the image, shape (1, I, J, K): channels joined as `combine` says."""
         return _joined(self.maps, self.combine)
 
     @property
@@ -96,7 +100,7 @@ class Explanation:
             "combine": self.combine,
             "target": self.target,
             "value": self.value,
-            "completeness_error": self.completeness_error,
+            "completeness_error": _finite(self.completeness_error),
             "warnings": list(self.warnings),
             "seconds": round(self.seconds, 3),
             "peak_memory_mb": None
@@ -117,7 +121,7 @@ class Explanation:
         }
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write ``map.nrrd`` (``map_0.nrrd``, ... when there are several channels) and ``explanation.json``.
+        """Write ``map.nrrd`` (``map_0.nrrd``, ... for several channels) and ``explanation.json``.
 
         Returns
         -------
@@ -144,16 +148,30 @@ class Explanation:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
+    """Write a UTF-8 text file whole or not at all.
+
+    Raises
+    ------
+    SaliencyExplainError
+        If the folder cannot be written.
+    """
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder: a file of mkstemp could be read by its owner only, after the move too.
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    except OSError as error:
+        raise SaliencyExplainError(
+            f"{str(path)!r} could not be written ({error.strerror}). Choose another folder."
+        ) from error
     return path
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _joined(maps: MetaTensor, combine: str) -> MetaTensor:

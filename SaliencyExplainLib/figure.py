@@ -8,7 +8,6 @@ run's warnings. The colours are explained in :mod:`SaliencyExplainLib.panels`.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +53,7 @@ _WHERE = {
     "point": "at one voxel",
     "everywhere": "everywhere",
 }
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Inches.
 _MARGIN, _GAP, _BAR_ROOM, _TALLEST = 0.12, 0.06, 0.78, 3.1
 _TITLE, _DETAIL, _CAPTION, _SMALL, _BETWEEN = 0.19, 0.17, 0.19, 0.125, 0.14
@@ -75,10 +75,6 @@ class _Row:
         return [(left - right, top - bottom) for left, right, bottom, top in extents]
 
     @property
-    def wide_mm(self) -> float:
-        return sum(wide for wide, _ in self.sizes_mm)
-
-    @property
     def tall_mm(self) -> float:
         return max(tall for _, tall in self.sizes_mm)
 
@@ -89,7 +85,7 @@ class _Row:
 
 
 class _Sheet:
-    """A figure in inches from its upper left corner."""
+    """A figure, measured in inches from its upper left corner."""
 
     def __init__(self, width_in: float, height_in: float) -> None:
         from matplotlib.figure import Figure
@@ -100,7 +96,7 @@ class _Sheet:
     def text(self, x: float, y: float, text: str, points: float, colour: str, **style: Any) -> None:
         """Write a line; `y` is its upper edge unless `va` says otherwise."""
         width, height = self.size
-        style = {"va": "top", **style}
+        style = {"va": "top", "parse_math": False, **style}
         text = text.replace("= -", "= \N{MINUS SIGN}")
         self.figure.text(x / width, 1 - y / height, text, size=points, color=colour, **style)
 
@@ -163,23 +159,19 @@ def overlay(
     import matplotlib as mpl
 
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
-        os.close(handle)
         # Text stays text in .pdf and .svg.
-        with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
-            figure.savefig(temporary, dpi=dpi, facecolor="white")
-        Path(temporary).replace(path)
+        style = mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"})
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder, style:
+            part = Path(folder) / path.name
+            figure.savefig(part, dpi=dpi, facecolor="white")
+            part.replace(path)
     except (OSError, ValueError) as error:
         raise ImageError(
             f"The figure {str(path)!r} could not be written ({error}). "
             "Name a .png, .pdf or .svg in a folder that can be written."
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
     return path
 
 
@@ -244,7 +236,8 @@ def draw(
     box = anatomy_box(image, channel=channel) if crop else volume_box(image)
     rows = [_row(one, at, box, width_in) for one in chosen]
     scale = min(
-        (width_in - 2 * _MARGIN - 2 * _GAP - _BAR_ROOM) / max(row.wide_mm for row in rows),
+        (width_in - 2 * _MARGIN - 2 * _GAP - _BAR_ROOM)
+        / max(sum(wide for wide, _ in row.sizes_mm) for row in rows),
         _TALLEST / max(row.tall_mm for row in rows),
     )
     footnote = _footnote(rows, at, crosshair, contour_name if contour is not None else "")
@@ -313,13 +306,16 @@ def _footnote(rows: list[_Row], at: Any, crosshair: bool, contour_name: str) -> 
 
 def _wrapped(text: str, width_in: float, points: float) -> tuple[str, ...]:
     """Lines that fit between the figure's margins, measured in the figure's font."""
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    room = (width_in - 2 * _MARGIN) * 72
+    font = FontProperties(size=points)
+    # Hinting to whole pixels widens a line by up to 5 %.
+    room = 0.95 * (width_in - 2 * _MARGIN) * 72
     lines: list[str] = []
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and TextPath((0, 0), longer, size=points).get_extents().width <= room:
+        if lines and text_to_path.get_text_width_height_descent(longer, font, False)[0] <= room:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -350,6 +346,13 @@ def _place(sheet: _Sheet, number: int, row: _Row, top: float, scale: float) -> l
     return panels
 
 
+def _number(value: float) -> str:
+    """Two digits, and a power of ten in the way people write it."""
+    digits, _, power = f"{value:.2g}".partition("e")
+    digits = digits.replace("-", "\N{MINUS SIGN}")
+    return f"{digits}·10{str(int(power)).translate(_RAISED)}" if power else digits
+
+
 def _colour_bar(
     sheet: _Sheet, explanation: Explanation, left: float, top: float, room: float
 ) -> None:
@@ -370,7 +373,7 @@ def _colour_bar(
         0.3 * (1 - opacity) + colours * opacity, aspect="auto", origin="lower", extent=extent
     )
     ticks = [-limit, 0.0, limit] if signed else [0.0, limit / 2, limit]
-    labels = [f"{tick:.2g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    labels = [_number(tick) for tick in ticks]
     if float(voxels.max()) > 1.005 * limit:
         labels[-1] = "\N{GREATER-THAN OR EQUAL TO} " + labels[-1]
     if signed and float(voxels.min()) < -1.005 * limit:

@@ -1,13 +1,12 @@
-"""Volumes with their place in the patient: reading, writing, resampling, and the geometry of a grid.
+"""Volumes with their place in the patient: reading, writing, resampling, geometry of a grid.
 
-An image is a :class:`monai.data.MetaTensor` of shape (C, I, J, K), float32, whose ``affine`` (4 x 4, float64) takes
-voxel indices (i, j, k) to RAS millimetres. It equals the IJKToRAS matrix of a Slicer volume node. ITK and DICOM
-use LPS; the change of sign happens here and nowhere else.
+An image is a :class:`monai.data.MetaTensor` of shape (C, I, J, K), float32, whose ``affine`` (4 x
+4, float64) takes voxel indices (i, j, k) to RAS millimetres. It equals the IJKToRAS matrix of a
+Slicer volume node. ITK and DICOM use LPS; the change of sign happens here and nowhere else.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,17 +73,19 @@ def make_image(voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "") -
         tensor = tensor[None]
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise ImageError(
-            f"A volume has the shape (C, I, J, K) or (I, J, K) with no empty axis; {tuple(tensor.shape)} was given. "
+            "A volume has the shape (C, I, J, K) or (I, J, K) with no empty axis; "
+            f"{tuple(tensor.shape)} was given. "
             "Add a channel axis, or give one subject at a time."
         )
-    matrix = np.array(affine, dtype=np.float64)
+    matrix = np.asarray(affine, dtype=np.float64).copy()
     if (
         matrix.shape != (4, 4)
         or not np.isfinite(matrix).all()
         or abs(np.linalg.det(matrix)) < 1e-12
     ):
         raise ImageError(
-            f"The affine must be an invertible 4 x 4 matrix from voxel indices to RAS millimetres; got {matrix!r}."
+            "The affine must be an invertible 4 x 4 matrix from voxel indices to RAS millimetres; "
+            f"got {matrix!r}."
         )
     meta = {"filename_or_obj": name, "space": "RAS", "original_channel_dim": 0}
     return MetaTensor(tensor, affine=torch.from_numpy(matrix), meta=meta)
@@ -96,26 +97,29 @@ def as_image(image: Any) -> MetaTensor:
     Raises
     ------
     ImageError
-        If it is not a MetaTensor (a bare array does not say where its voxels are), holds NaN or infinite values, or has a
-        wrong shape.
+        If it is not a MetaTensor (a bare array does not say where its voxels are), holds NaN or
+        infinite values, or has a wrong shape.
     """
     if not isinstance(image, MetaTensor):
         raise ImageError(
-            f"An image is a MetaTensor (C, I, J, K) with its affine; {type(image).__name__} was given. "
-            "Use read_image(path), or make_image(voxels, affine) when the IJK-to-RAS matrix is known."
+            f"An image is a MetaTensor (C, I, J, K) with its affine; {type(image).__name__} was "
+            "given. "
+            "Use read_image(path), or make_image(voxels, affine) when the IJK-to-RAS matrix is "
+            "known."
         )
     checked = make_image(image, image.affine, str(image.meta.get("filename_or_obj", "")))
     bad = int((~torch.isfinite(checked.as_tensor())).sum())
     if bad:
         raise ImageError(
-            f"The volume holds {bad} values that are NaN or infinite. Replace them (for example by 0 or the minimum) first."
+            f"The volume holds {bad} values that are NaN or infinite. Replace them (for example by "
+            "0 or the minimum) first."
         )
     return checked
 
 
 def spacing_mm(affine: Any) -> np.ndarray:
     """Distance between neighbouring voxels along i, j, k in mm, shape (3,)."""
-    return np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    return np.asarray(np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0))
 
 
 def voxel_volume_ml(affine: Any) -> float:
@@ -147,10 +151,10 @@ def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
 
 
 def sitk_from_image(image: MetaTensor) -> sitk.Image:
-    """Convert to a SimpleITK image (LPS); several channels become the components of a vector image."""
+    """Convert to a SimpleITK image (LPS); channels become the components of a vector image."""
     import SimpleITK as sitk
 
-    voxels = image.detach().cpu().as_tensor().numpy()
+    voxels = image.as_tensor().detach().cpu().numpy()
     if voxels.shape[0] == 1:
         result = sitk.GetImageFromArray(np.ascontiguousarray(voxels[0].transpose(2, 1, 0)))
     else:
@@ -166,27 +170,30 @@ def sitk_from_image(image: MetaTensor) -> sitk.Image:
 
 
 def image_from_sitk(volume: sitk.Image, name: str = "") -> MetaTensor:
-    """Convert a 3-D or 4-D SimpleITK image to (C, I, J, K); components or the fourth axis become channels."""
+    """Convert a SimpleITK image to (C, I, J, K); components or a fourth axis become channels."""
     import SimpleITK as sitk
 
     dimension = volume.GetDimension()
     if dimension not in (3, 4):
         raise ImageError(
-            f"A volume with 3 axes is needed; {name or 'the image'} has {dimension}. Give a 3-D scan."
+            f"A volume with 3 axes is needed; {name or 'the image'} has {dimension}. Give a 3-D "
+            "scan."
         )
     array = sitk.GetArrayFromImage(volume)
+    if np.iscomplexobj(array):
+        raise ImageError(
+            f"{name or 'The image'} holds complex numbers. Give its magnitude or phase as a volume."
+        )
     if volume.GetNumberOfComponentsPerPixel() > 1:
         if dimension == 4:
             raise ImageError(
-                f"{name or 'The image'} has 4 axes and several values a voxel. Split it into 3-D volumes."
+                f"{name or 'The image'} has 4 axes and several values a voxel. Split it into 3-D "
+                "volumes."
             )
         voxels = array.transpose(3, 2, 1, 0)
     else:
         voxels = array.transpose(0, 3, 2, 1) if dimension == 4 else array.transpose(2, 1, 0)[None]
-    direction = np.array(volume.GetDirection()).reshape(dimension, dimension)[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * np.array(volume.GetSpacing()[:3])
-    affine[:3, 3] = volume.GetOrigin()[:3]
+    affine = _affine(volume.GetSpacing(), volume.GetOrigin(), volume.GetDirection())
     return make_image(voxels.astype(np.float32), _LPS_FROM_RAS @ affine, name)
 
 
@@ -196,9 +203,11 @@ def read_image(paths: str | Path | Sequence[str | Path], *, resample: bool = Fal
     Parameters
     ----------
     paths : path or sequence of paths
-        NIfTI, NRRD, MetaImage and whatever else SimpleITK reads. Several files become channels, in this order.
+        NIfTI, NRRD, MetaImage and whatever else SimpleITK reads. Several files become channels, in
+        this order.
     resample : bool
-        Allow volumes on other grids: they are interpolated (trilinear, by world position) onto the first one's grid.
+        Allow volumes on other grids: they are interpolated (trilinear, by world position) onto the
+        first one's grid.
 
     Returns
     -------
@@ -219,7 +228,8 @@ def read_image(paths: str | Path | Sequence[str | Path], *, resample: bool = Fal
     for file in files:
         if not file.is_file():
             raise ImageError(
-                f"There is no file {str(file)!r}. Give the path of a NIfTI, NRRD or MetaImage volume."
+                f"There is no file {str(file)!r}. Give the path of a NIfTI, NRRD or MetaImage "
+                "volume."
             )
         try:
             image = image_from_sitk(sitk.ReadImage(str(file)), file.name)
@@ -232,8 +242,10 @@ def read_image(paths: str | Path | Sequence[str | Path], *, resample: bool = Fal
             if not resample:
                 raise ImageError(
                     f"{file.name!r} lies on another grid than {files[0].name!r} "
-                    f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or another place or spacing). "
-                    "Resample it first, or allow interpolation onto the first grid (resample=True, --resample)."
+                    f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or "
+                    "another place or spacing). "
+                    "Resample it first, or allow interpolation onto the first grid (resample=True, "
+                    "--resample)."
                 )
             image = resample_image(image, images[0])
         images.append(image)
@@ -254,7 +266,8 @@ def read_labelmap(path: str | Path) -> MetaTensor:
         raise ImageError(f"{Path(path).name!r} has {image.shape[0]} channels. A label map has one.")
     if not torch.equal(image.as_tensor(), image.as_tensor().round()):
         raise ImageError(
-            f"{Path(path).name!r} holds values that are not whole numbers, so it is no label map. Give the segmentation file."
+            f"{Path(path).name!r} holds values that are not whole numbers, so it is no label map. "
+            "Give the segmentation file."
         )
     return image
 
@@ -265,25 +278,55 @@ def write_image(image: MetaTensor, path: str | Path) -> Path:
     Raises
     ------
     ImageError
-        If the folder cannot be written or the format is unknown.
+        If the folder cannot be written, the format is unknown, keeps its voxels in a second file,
+        or cannot hold this grid (NIfTI: no shear; PNG, TIFF: no place at all).
     """
     import SimpleITK as sitk
 
     path = Path(path)
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=suffix, prefix=".", dir=path.parent)
-        os.close(handle)
-        sitk.WriteImage(sitk_from_image(image), temporary, useCompression=True)
-        Path(temporary).replace(path)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            sitk.WriteImage(sitk_from_image(image), str(temporary), useCompression=True)
+            if len(list(Path(folder).iterdir())) != 1:
+                raise ImageError(
+                    f"{path.name!r} would keep its voxels in a second file. Write .nrrd or .mha."
+                )
+            _check_grid(temporary, image)
+            temporary.replace(path)
     except (OSError, RuntimeError) as error:
         raise ImageError(f"{str(path)!r} could not be written ({_reason(error)}).") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def _check_grid(file: Path, image: MetaTensor) -> None:
+    """Refuse a format that changed the grid: ITK makes sheared axes orthogonal for NIfTI."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    place = (reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    if len(place[0]) == 3 and place[0] == tuple(image.shape[1:]):
+        lps = _affine(*place[1:])
+        kept = MetaTensor(image.as_tensor(), affine=torch.from_numpy(_LPS_FROM_RAS @ lps))
+        if same_grid(kept, image):
+            return
+    raise ImageError(
+        f"{file.name!r}: this format cannot hold the volume's grid (sheared axes, or a picture "
+        "without a place in the patient). Write .nrrd or .mha."
+    )
+
+
+def _affine(spacing: Sequence[float], origin: Sequence[float], direction: Any) -> np.ndarray:
+    """IJK-to-LPS matrix from what ITK keeps."""
+    size = len(spacing)
+    affine = np.eye(4)
+    axes = np.array(direction).reshape(size, size)[:3, :3]
+    affine[:3, :3] = axes * np.array(spacing[:3])
+    affine[:3, 3] = origin[:3]
+    return affine
 
 
 def resample_image(
@@ -305,7 +348,7 @@ def resample_image(
 
 
 def resample_labels(labelmap: MetaTensor, like: MetaTensor) -> MetaTensor:
-    """Take each voxel's label (nearest neighbour, by world position) onto the grid of `like`; outside is 0."""
+    """Take labels onto the grid of `like` (nearest neighbour, world position); outside is 0."""
     import SimpleITK as sitk
 
     return (

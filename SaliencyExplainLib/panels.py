@@ -57,7 +57,7 @@ def grey_window(image: MetaTensor, *, channel: int = 0) -> tuple[float, float]:
         between = below * above * (total / below - (total[-1] - total) / above) ** 2
     tissue = voxels[voxels > edges[int(np.nanargmax(between)) + 1]]
     dark, bright = np.percentile(tissue, (5, 99.2)) if tissue.size else (low, high)
-    return max(low, float(dark - 0.25 * (bright - dark))), float(bright)
+    return max(low, float(1.25 * dark - 0.25 * bright)), float(1.08 * bright - 0.08 * dark)
 
 
 def colour_limit(map_: MetaTensor) -> float:

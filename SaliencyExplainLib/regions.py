@@ -3,7 +3,7 @@
 With ``a`` the map, ``r`` a segment of ``|r|`` voxels and ``N`` all voxels of the map's grid::
 
     share_r          = sum_{v in r} |a(v)| / sum_v |a(v)|            (relevance mass)
-    positive_share_r = sum_{v in r} max(a, 0) / sum_v max(a, 0)      negative_share_r likewise with max(-a, 0)
+    positive_share_r = sum_{v in r} max(a, 0) / sum_v max(a, 0)      (negative: max(-a, 0))
     density_ratio_r  = share_r / (|r| / N)                           1 = no preference
 
 The share grows with the segment's size, so read it beside the density ratio.
@@ -51,7 +51,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One segment's row; the fields are explained in :data:`COLUMNS`. NaN where nothing is defined (an empty segment)."""
+    """One segment's row; see :data:`COLUMNS`. NaN where nothing is defined (an empty segment)."""
 
     label: int
     name: str
@@ -90,7 +90,7 @@ class RegionTable:
         raise RegionError(f"The region table has no row {name!r}. It has: {known}.")
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """Return the table as CSV text with a header line; with `path`, write it too (whole or not at all)."""
+        """Return the table as CSV text with a header line; with `path`, write it too."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         names = [field.name for field in fields(RegionRow)]
@@ -103,7 +103,8 @@ class RegionTable:
 
     def to_text(self) -> str:
         """Return the table for a terminal, largest density ratio first."""
-        header = f"{'segment':<28}{'ml':>9}{'share':>8}{'pos.':>8}{'neg.':>8}{'density':>9}{'mean':>11}  peak at RAS (mm)"
+        header = f"{'segment':<28}{'ml':>9}{'share':>8}{'pos.':>8}{'neg.':>8}{'density':>9}"
+        header += f"{'mean':>11}  peak at RAS (mm)"
         lines = [header, "-" * len(header)]
         for row in sorted(self.rows, key=lambda row: -np.nan_to_num(row.density_ratio, nan=-1.0)):
             where = f"{row.peak_r_mm:.1f}, {row.peak_a_mm:.1f}, {row.peak_s_mm:.1f}"
@@ -126,9 +127,11 @@ def region_table(
     explanation : Explanation or MetaTensor, shape (1, I, J, K)
         The run, or a map of one channel.
     labelmap : MetaTensor, shape (1, X, Y, Z)
-        Whole numbers, 0 = outside. On another grid it is resampled onto the map's by world position (nearest neighbour).
+        Whole numbers, 0 = outside. On another grid it is resampled onto the map's by world position
+        (nearest neighbour).
     names : mapping of int to str, optional
-        Names of labels; "segment N" where left out. A named label that is absent gets a row of its own with 0 voxels.
+        Names of labels; "segment N" where left out. A named label that is absent gets a row of its
+        own with 0 voxels.
 
     Returns
     -------
@@ -138,12 +141,14 @@ def region_table(
     Raises
     ------
     RegionError
-        If the label map has several channels, holds fractions or negative values, or does not overlap the map.
+        If the label map has several channels, holds fractions or negative values, or does not
+        overlap the map.
     """
     map_ = explanation.map if isinstance(explanation, Explanation) else explanation
     if map_.ndim != 4 or map_.shape[0] != 1:
         raise RegionError(
-            f"A map of shape (1, I, J, K) is needed; {tuple(map_.shape)} was given. Join the channels first."
+            f"A map of shape (1, I, J, K) is needed; {tuple(map_.shape)} was given. Join the "
+            "channels first."
         )
     labels, found = _labels_on(labelmap, map_)
     names = dict(names or {})
@@ -170,7 +175,8 @@ def _labels_on(
     raw = labelmap.as_tensor().double().numpy()
     if not np.array_equal(raw, np.round(raw)) or raw.min() < 0:
         raise RegionError(
-            "The label map holds fractions or negative values. Give whole numbers with 0 for 'outside'."
+            "The label map holds fractions or negative values. Give whole numbers with 0 for "
+            "'outside'."
         )
     found = np.unique(raw).astype(np.int64)
     labels = resample_labels(labelmap, map_).as_tensor().round().numpy()[0].astype(np.int64)

@@ -33,8 +33,8 @@ def explain(
 ) -> Explanation:
     """Explain one output of a model on one image.
 
-    Pure: no files, no scene, no global state. When it returns, raises or is cancelled, the network has no hook, no gradient
-    and no other mode than before.
+    Pure: no files, no scene, no global state. When it returns, raises or is cancelled, the network
+    has no hook, no gradient and no other mode than before.
 
     Parameters
     ----------
@@ -59,13 +59,15 @@ def explain(
     Raises
     ------
     SaliencyExplainError
-        With what was wrong, what was expected and what to do; :class:`Cancelled` when the caller stopped it.
+        With what was wrong, what was expected and what to do; :class:`Cancelled` when the caller
+        stopped it.
     """
     target = target or Target()
     if isinstance(method, Method):
         if parameters:
             raise MethodError(
-                f"{method.title} was made already. Give its parameters there: {', '.join(parameters)}."
+                f"{method.title} was made already. Give its parameters there: "
+                f"{', '.join(parameters)}."
             )
         chosen = method
     else:
@@ -123,8 +125,10 @@ def _refuse_nan(maps: torch.Tensor, method: Method) -> None:
     bad = int((~torch.isfinite(maps)).sum())
     if bad:
         raise MethodError(
-            f"{method.title} gave {bad} values that are NaN or infinite, so there is no map to show. "
-            "Check that the network's output is finite on this image, and that it runs in single precision."
+            f"{method.title} gave {bad} values that are NaN or infinite, so there is no map to "
+            "show. "
+            "Check that the network's output is finite on this image, and that it runs in single "
+            "precision."
         )
 
 

@@ -1,6 +1,7 @@
 """The question: which output, where, and how it becomes the one number that is explained.
 
-With ``z_c(v)`` the network's fused output of channel c at voxel v, ``p_c`` its softmax or sigmoid, and ``M`` the region::
+With ``z_c(v)`` the network's fused output of channel c at voxel v, ``p_c`` its softmax or sigmoid,
+and ``M`` the region::
 
     logit, mean        S = 1/|M| sum_{v in M} z_c(v)              (T2 of the field; "sum" gives T1)
     probability        the same with p_c
@@ -8,21 +9,22 @@ With ``z_c(v)`` the network's fused output of channel c at voxel v, ``p_c`` its 
     contrast with d    z_c - contrast_weight * z_d instead of z_c (T6, Finer-CAM)
     classification     S = z_c or p_c;   regression S = the output
 
-``M`` is taken once from the unperturbed image and then frozen: a method that perturbs the input must not move the region.
-Sigmoid networks predict a class where p > 0.5, softmax networks where it is the largest.
+``M`` is taken once from the unperturbed image and then frozen: a method that perturbs the input
+must not move the region. Sigmoid networks predict a class where p > 0.5, softmax networks where it
+is the largest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .errors import TargetError
+from .errors import ModelError, TargetError
 from .image import ras_to_ijk, resample_labels, to_ras, voxel_volume_ml
 
 if TYPE_CHECKING:
@@ -44,10 +46,11 @@ class Target:
     Parameters
     ----------
     output : int, str or None
-        Output channel, by index or by its label. None: the only foreground class of a segmentation, the predicted class
-        of a classification, the only output of a regression.
+        Output channel, by index or by its label. None: the only foreground class of a segmentation,
+        the predicted class of a classification, the only output of a regression.
     region : {"prediction", "segment", "roi", "point", "everywhere"} or None
-        Where, for outputs with voxels. None: "prediction" for segmentation, "everywhere" for a dense regression.
+        Where, for outputs with voxels. None: "prediction" for segmentation, "everywhere" for a
+        dense regression.
     score : {"logit", "probability", "soft_volume", "value"} or None
         "value" is a regression output as it is. None: "value" for regression, else "logit".
     reduce : {"mean", "sum"}
@@ -57,7 +60,8 @@ class Target:
     contrast_weight : float
         Weight of the subtracted class, 0 to 10.
     segment : MetaTensor, shape (1, I, J, K), optional
-        Mask for region "segment": voxels above 0. Resampled by world position if it lies on another grid.
+        Mask for region "segment": voxels above 0. Resampled by world position if it lies on another
+        grid.
     roi_ras_mm : ((r, a, s), (r, a, s)), optional
         Opposite corners of a box for region "roi", in RAS mm.
     point_ras_mm : (r, a, s), optional
@@ -91,17 +95,24 @@ class Target:
         }
         if self.region in needed and needed[self.region] is None:
             raise TargetError(
-                f"The region {self.region!r} needs {names[self.region]}. Give it, or choose another region."
+                f"The region {self.region!r} needs {names[self.region]}. Give it, or choose "
+                "another region."
             )
         if not 0 <= self.contrast_weight <= 10:
             raise TargetError(
                 f"contrast_weight must lie between 0 and 10; {self.contrast_weight} was given."
             )
-        if self.roi_ras_mm is not None and np.shape(self.roi_ras_mm) != (2, 3):
+        if self.segment is not None and not isinstance(self.segment, MetaTensor):
             raise TargetError(
-                f"roi_ras_mm is two corners of three RAS coordinates in mm; {self.roi_ras_mm!r} was given."
+                "The segment is a mask with its affine (read_labelmap, make_image); "
+                f"{type(self.segment).__name__} was given."
             )
-        if self.point_ras_mm is not None and np.shape(self.point_ras_mm) != (3,):
+        if self.roi_ras_mm is not None and _shape(self.roi_ras_mm) != (2, 3):
+            raise TargetError(
+                f"roi_ras_mm is two corners of three RAS coordinates in mm; {self.roi_ras_mm!r} "
+                "was given."
+            )
+        if self.point_ras_mm is not None and _shape(self.point_ras_mm) != (3,):
             raise TargetError(
                 f"point_ras_mm is three RAS coordinates in mm; {self.point_ras_mm!r} was given."
             )
@@ -126,27 +137,33 @@ class Target:
         ------
         TargetError
             If the output is unknown, the score does not fit the task, or the region is empty.
+        ModelError
+            If the score is NaN or infinite.
         """
-        count = output.shape[1]
-        names = model.output_names(count)
-        spatial = output.ndim == 5
         if output.ndim not in (2, 5):
             raise TargetError(
-                f"The network's output has the shape {tuple(output.shape)}; (1, O) or (1, O, I, J, K) was expected. "
+                f"The network's output has the shape {tuple(output.shape)}; (1, O) or (1, O, I, J, "
+                "K) was expected. "
                 "Wrap the network so that it returns one tensor of that form."
             )
+        spatial = output.ndim == 5
+        names = model.output_names(output.shape[1])
+        if len(names) == 1 and model.activation == "softmax":
+            # Softmax over a single channel is 1 everywhere: such a network means its sigmoid.
+            model = replace(model, activation="sigmoid")
         score = self._score(model.task)
         index = self._index(output, model.task, names)
         region = self.region or ("prediction" if model.task == "segmentation" else "everywhere")
         if not spatial and region != "everywhere":
             if self.region is not None:
                 raise TargetError(
-                    f"This {model.task} network gives one number an output, so it has no region {region!r}. Leave the region out."
+                    f"This {model.task} network gives one number an output, so it has no region "
+                    f"{region!r}. Leave the region out."
                 )
             region = "everywhere"
         mask = self._mask(region, output, index, model, image) if spatial else None
         other = self._contrast(output, index, names, mask)
-        return FrozenTarget(
+        frozen = FrozenTarget(
             output=index,
             names=names,
             region=region if spatial else None,
@@ -158,6 +175,13 @@ class Target:
             activation=model.activation,
             voxel_ml=voxel_volume_ml(image.affine),
         )
+        value = float(frozen.value(output))
+        if not np.isfinite(value):
+            raise ModelError(
+                f"The network's output {names[index]!r} gives the score {value} on this image, so "
+                "there is nothing to explain. Check the intensities and the preprocessing."
+            )
+        return frozen
 
     def _score(self, task: str) -> str:
         score = self.score or ("value" if task == "regression" else "logit")
@@ -182,7 +206,8 @@ class Target:
         if task == "segmentation" and len(names) == 2:
             return 1
         raise TargetError(
-            f"The model has {len(names)} outputs: {_listed(names)}. Name the one to explain (output=...)."
+            f"The model has {len(names)} outputs: {_listed(names)}. Name the one to explain "
+            "(output=...)."
         )
 
     def _mask(
@@ -196,7 +221,8 @@ class Target:
             if not mask.any():
                 name = model.output_names(output.shape[1])[index]
                 raise TargetError(
-                    f"The network predicts no voxel as {name!r} in this image, so there is no region to explain. "
+                    f"The network predicts no voxel as {name!r} in this image, so there is no "
+                    "region to explain. "
                     "Choose another output, or another region (segment, roi, point, everywhere)."
                 )
             return mask
@@ -211,7 +237,8 @@ class Target:
             problem = "The ROI holds no voxel centre of the image as the network sees it."
         else:
             found = torch.from_numpy(_nearest(shape, image.affine, self.point_ras_mm))
-            problem = f"The point {tuple(self.point_ras_mm or ())} (RAS, mm) lies outside the image as the network sees it."
+            point = tuple(self.point_ras_mm or ())
+            problem = f"The point {point} (RAS, mm) lies outside the image as the network sees it."
         if not found.any():
             raise TargetError(f"{problem} Move it over the anatomy, or choose another region.")
         return found.to(output.device)
@@ -240,9 +267,10 @@ class Target:
 
 @dataclass(frozen=True)
 class FrozenTarget:
-    """A :class:`Target` with channel, region and rival fixed; the differentiable scalar of every later pass.
+    """A :class:`Target` with channel, region and rival fixed: the scalar of every later pass.
 
-    ``mask`` has the shape (I, J, K) of the network's grid, or is None where the output has no voxels.
+    ``mask`` has the shape (I, J, K) of the network's grid, or is None where the output has no
+    voxels.
     """
 
     output: int
@@ -258,7 +286,7 @@ class FrozenTarget:
 
     @property
     def linear(self) -> bool:
-        """Whether S is linear in the output, so that dS/d(output) is known without a forward pass."""
+        """Whether S is linear in the output: then dS/d(output) needs no forward pass."""
         return self.score in ("logit", "value")
 
     def value(self, output: torch.Tensor) -> torch.Tensor:
@@ -282,7 +310,7 @@ class FrozenTarget:
         return gradient
 
     def weights(self) -> torch.Tensor | None:
-        """Weight of each voxel in a linear S, shape (I, J, K): 1/|M| or 1 inside the region; None without voxels."""
+        """Weight of each voxel in a linear S, (I, J, K): 1/|M| or 1 in the region, or None."""
         if self.mask is None:
             return None
         return self.mask.float() / (float(self.mask.sum()) if self.reduce == "mean" else 1.0)
@@ -328,11 +356,19 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise TargetError(f"The target's {name} must be one of {listed}; {value!r} was given.")
 
 
+def _shape(values: Any) -> tuple[int, ...]:
+    """Shape of nested numbers; empty where they are ragged or no numbers."""
+    try:
+        return np.asarray(values, dtype=np.float64).shape
+    except (TypeError, ValueError):
+        return ()
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"{index} {name}" for index, name in enumerate(names))
 
 
-def _channel(wanted: int | str, names: tuple[str, ...], what: str) -> int:
+def _channel(wanted: Any, names: tuple[str, ...], what: str) -> int:
     """Index of a channel given by number, label or a label in other letter case."""
     if isinstance(wanted, str):
         if wanted in names:
@@ -340,10 +376,11 @@ def _channel(wanted: int | str, names: tuple[str, ...], what: str) -> int:
         folded = [name.casefold() for name in names]
         if folded.count(wanted.casefold()) == 1:
             return folded.index(wanted.casefold())
-        if wanted.isdigit():
+        if wanted.isdecimal():
             wanted = int(wanted)
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(names):
-        return wanted
+    whole = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
+    if whole and 0 <= wanted < len(names):
+        return int(wanted)
     raise TargetError(f"The model has no {what} {wanted!r}. It has: {_listed(names)}.")
 
 

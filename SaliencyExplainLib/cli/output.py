@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,6 +113,7 @@ class StagedFolder:
     def __init__(self, final: Path, earlier: str) -> None:
         self.final = Path(final).expanduser().absolute()
         self._earlier = re.compile(earlier)
+        self._stranded = False
         if self.final.exists() and not self.final.is_dir():
             raise SaliencyExplainError(
                 f"The output {str(final)!r} is a file. Name a folder (--output)."
@@ -136,7 +138,8 @@ class StagedFolder:
         except OSError as fault:
             raise self._unwritable(fault) from fault
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            if not self._stranded:
+                shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _beside(self) -> Path:
         """Where to write meanwhile: next to the folder, or in it where next to it is no place."""
@@ -150,8 +153,6 @@ class StagedFolder:
 
     def _publish(self) -> None:
         new = sorted(self._temporary.iterdir())
-        for path in self._temporary.rglob("*"):
-            _share(path)
         self.final.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in new}
         old = self._temporary / ".earlier"
@@ -167,19 +168,16 @@ class StagedFolder:
                 path.rename(self.final / path.name)
         except BaseException:
             for before, after in reversed(moved):
-                if after.exists() and not before.exists():
-                    after.rename(before)
+                with suppress(OSError):
+                    if after.exists() and not before.exists():
+                        after.rename(before)
+            # What could not be put back is not thrown away.
+            self._stranded = any(old.iterdir())
             raise
 
     def _unwritable(self, error: OSError) -> SaliencyExplainError:
+        kept = f" The earlier results are in {self._temporary}." if self._stranded else ""
         return SaliencyExplainError(
             f"The output folder {str(self.final)!r} cannot be written "
-            f"({error.strerror or error}). Name another one (--output)."
+            f"({error.strerror or error}). Name another one (--output).{kept}"
         )
-
-
-def _share(path: Path) -> None:
-    """Give a file the rights that new files have; temporary files are for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -1,10 +1,11 @@
-"""Scoring, exact gradients through sliding windows, layer recording, backward rules, memory, progress and cancelling."""
+"""Scores, exact gradients through sliding windows, layer records, backward rules, progress."""
 
-from .engine import Engine, LayerPass, Progress
+from .engine import Engine, LayerPass
 from .interpolate import at_layer_voxels, on_network_grid
 from .memory import MemoryMeter
+from .progress import Progress
 from .record import find_layer, recorded
-from .rules import RectifierRule
+from .rules import RectifierRule, run_as_written
 
 __all__ = [
     "Engine",
@@ -16,4 +17,5 @@ __all__ = [
     "find_layer",
     "on_network_grid",
     "recorded",
+    "run_as_written",
 ]

@@ -1,18 +1,19 @@
 """Scores and exact gradients of one network on one image, in one window's memory.
 
-Through sliding windows the fused output is Y = sum_w b_w Y_w, where b_w(v) is window w's part in the fusion at voxel v.
-By the chain rule::
+Through sliding windows the fused output is Y = sum_w b_w Y_w, where b_w(v) is window w's part in
+the fusion at voxel v. By the chain rule::
 
     dS/dx = sum_w (dY_w/dx)^T [ b_w * dS/dY ]
 
-So dS/dY is found first, and then each window is run and pulled back alone. For a score that is linear in Y (logits over
-a frozen region) dS/dY is known beforehand; otherwise one forward sweep without gradient gives Y. Windows in which
-b_w * dS/dY is zero everywhere are skipped. A network that takes the whole volume is the case of a single window.
+So dS/dY is found first, and then each window is run and pulled back alone. For a score that is
+linear in Y (logits over a frozen region) dS/dY is known beforehand; otherwise one forward sweep
+without gradient gives Y. Windows in which b_w * dS/dY is zero everywhere are skipped. A network
+that takes the whole volume is the case of a single window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,45 +21,13 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from ..errors import Cancelled, ModelError, SaliencyExplainError
+from ..errors import ModelError, SaliencyExplainError
 from ..model import Model, WindowPlan, plan_windows
 from ..target import FrozenTarget, Target
-from .record import Record, recorded
+from .progress import Progress
+from .record import recorded
 
-__all__ = ["Engine", "LayerPass", "Progress"]
-
-ProgressCallback = Callable[[float, str], None]
-
-
-class Progress:
-    """Counts passes, tells how far the run is, and stops it when the caller wants.
-
-    Parameters
-    ----------
-    callback : callable or None
-        Called with the finished fraction (0 to 1) and a message.
-    cancelled : callable or None
-        Asked before each pass.
-    """
-
-    def __init__(
-        self, callback: ProgressCallback | None = None, cancelled: Callable[[], bool] | None = None
-    ) -> None:
-        self.callback = callback
-        self.cancelled = cancelled
-        self.total = 1
-        self.done = 0
-
-    def check(self) -> None:
-        """Raise Cancelled if the caller asked to stop."""
-        if self.cancelled is not None and self.cancelled():
-            raise Cancelled("The run was cancelled. Nothing was changed.")
-
-    def step(self, message: str, passes: int = 1) -> None:
-        """Note that `passes` are done."""
-        self.done += passes
-        if self.callback is not None:
-            self.callback(min(1.0, self.done / max(1, self.total)), message)
+__all__ = ["Engine", "LayerPass"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +51,8 @@ class LayerPass:
 class Engine:
     """One network, one image on the network's grid, one target.
 
-    Use it in a ``with`` block: inside, the network is in eval mode with frozen weights; afterwards it is as it was.
+    Use it in a ``with`` block: inside, the network is in eval mode with frozen weights; afterwards
+    it is as it was.
 
     Parameters
     ----------
@@ -119,8 +89,7 @@ class Engine:
         modes = [(module, module.training) for module in network.modules()]
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         with ExitStack() as stack:
-            stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes])
-            stack.callback(lambda: [parameter.requires_grad_() for parameter in trainable])
+            stack.callback(_restore, modes, trainable)
             network.eval()
             for parameter in trainable:
                 parameter.requires_grad_(False)
@@ -190,8 +159,7 @@ class Engine:
         x = self.x if x is None else x
         if len(self.plan.windows) == 1:
             return self._gradient_in_one(x, at_start)
-        frozen = self.frozen
-        dense = None if frozen.linear else self._dense_cotangent(x)
+        dense = self._dense_cotangent(x, at_start)
         padded = self.plan.pad(x)
         total = torch.zeros_like(padded)
         for window in self.plan.windows:
@@ -199,14 +167,13 @@ class Engine:
             if cotangent is None:
                 self.progress.step("window outside the region skipped")
                 continue
-            leaf = padded[(slice(None), slice(None), *window)].detach().clone().requires_grad_()
-            with torch.enable_grad():
-                part = self._run(leaf, None)
-                total[(slice(None), slice(None), *window)] += self._pull(part, [leaf], cotangent)[0]
+            total[(slice(None), slice(None), *window)] += self._gradient_in_window(
+                padded[(slice(None), slice(None), *window)], cotangent
+            )
         return self._unpadded(total)
 
     def layer_passes(self, names: tuple[str, ...]) -> Iterator[dict[str, LayerPass]]:
-        """Features and gradients at layers, window by window; each pass stops at the first of the layers.
+        """Features and gradients at layers, window by window; a pass back ends at the first layer.
 
         Yields
         ------
@@ -214,24 +181,14 @@ class Engine:
             One a window that reaches the region.
         """
         single = len(self.plan.windows) == 1
-        dense = None
-        if not single and not self.frozen.linear:
-            dense = self._dense_cotangent(self.x)
+        dense = None if single else self._dense_cotangent(self.x, at_start=True)
         padded = self.plan.pad(self.x)
         for window in self.plan.windows:
             cotangent = None if single else self._window_cotangent(window, dense)
             if cotangent is None and not single:
                 self.progress.step("window outside the region skipped")
                 continue
-            with (
-                recorded(self.model.network, names, differentiable=True) as record,
-                torch.enable_grad(),
-            ):
-                part = self._run(padded, window)
-            if single:
-                cotangent = self._single_cotangent(part, at_start=True)
-            assert cotangent is not None  # noqa: S101 - both branches above have set it
-            yield self._layer_pass(record, names, part, window, cotangent)
+            yield self._layer_pass(names, padded, window, cotangent)
 
     def layer_features(
         self, name: str, *, stop: bool
@@ -257,12 +214,19 @@ class Engine:
 
     def _layer_pass(
         self,
-        record: Record,
         names: tuple[str, ...],
-        part: torch.Tensor,
+        padded: torch.Tensor,
         window: tuple[slice, ...],
-        cotangent: torch.Tensor,
+        cotangent: torch.Tensor | None,
     ) -> dict[str, LayerPass]:
+        """One window, or the only one where there is no cotangent yet; its graph ends here."""
+        with (
+            recorded(self.model.network, names, differentiable=True) as record,
+            torch.enable_grad(),
+        ):
+            part = self._run(padded, window)
+        if cotangent is None:
+            cotangent = self._single_cotangent(part, at_start=True)
         features = [record.last(name) for name in names]
         gradients = self._pull(part, features, cotangent)
         return {
@@ -270,8 +234,14 @@ class Engine:
             for name, feature, gradient in zip(names, features, gradients, strict=True)
         }
 
+    def _gradient_in_window(self, part: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+        """Pull a cotangent back through one window; its graph ends here, before the next window."""
+        leaf = part.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            return self._pull(self._run(leaf, None), [leaf], cotangent)[0]
+
     def _gradient_in_one(self, x: torch.Tensor, at_start: bool) -> torch.Tensor:
-        """One forward and one backward pass; on the unperturbed image the region is frozen on the way."""
+        """One forward and one backward pass; at the start the region is frozen on the way."""
         leaf = self.plan.pad(x).detach().clone().requires_grad_()
         with torch.enable_grad():
             part = self._run(leaf, None)
@@ -280,7 +250,7 @@ class Engine:
         return self._unpadded(gradient)
 
     def _single_cotangent(self, part: torch.Tensor, at_start: bool) -> torch.Tensor:
-        """dS/d(output of the only window), padding included; freezes the target on the way at the start."""
+        """dS/d(output of the only window), padding included; at the start it freezes the target."""
         inside = (slice(None), slice(None), *self.plan.inside) if part.ndim == 5 else (slice(None),)
         cropped = part.detach()[inside]
         if at_start and self._frozen is None:
@@ -301,9 +271,18 @@ class Engine:
             padded[self.plan.inside] = weights
             self._weights = padded
 
-    def _dense_cotangent(self, x: torch.Tensor) -> torch.Tensor:
-        """dS/dY on the padded volume, shape (1, O, I, J, K)."""
-        cotangent = self.frozen.cotangent(self.output(x))
+    def _dense_cotangent(self, x: torch.Tensor, at_start: bool) -> torch.Tensor | None:
+        """dS/dY on the padded volume, shape (1, O, I, J, K); None where S is linear.
+
+        The sweep that freezes the target at the start is used for both.
+        """
+        output = None
+        if at_start and self._frozen is None:
+            output = self.output(x)
+            self._freeze(output)
+        if self.frozen.linear:
+            return None
+        cotangent = self.frozen.cotangent(self.output(x) if output is None else output)
         padded = cotangent.new_zeros((1, cotangent.shape[1], *self.plan.weight_sum.shape))
         padded[(slice(None), slice(None), *self.plan.inside)] = cotangent
         return padded
@@ -327,7 +306,8 @@ class Engine:
     ) -> tuple[torch.Tensor, ...]:
         if not part.requires_grad:
             raise ModelError(
-                "The network's output does not depend on its input in a way that can be differentiated "
+                "The network's output does not depend on its input in a way that can be "
+                "differentiated "
                 "(does it run under no_grad, or round its output?). Use a perturbation method."
             )
         found = torch.autograd.grad(part, leaves, grad_outputs=cotangent, allow_unused=True)
@@ -347,12 +327,14 @@ class Engine:
             raise
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"The memory is not enough for a window of {_size(part)} voxels. Use a smaller window, or the CPU."
+                f"The memory is not enough for a window of {_size(part)} voxels. Use a smaller "
+                "window, or the CPU."
             ) from error
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ModelError(
-                f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): {reason}. "
+                f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
+                f"{reason}. "
                 "Check the number of channels and the window size that it was trained with."
             ) from error
         result = _first_tensor(result)
@@ -365,15 +347,26 @@ class Engine:
         if result.ndim == 5 and result.shape[2:] != part.shape[2:]:
             raise ModelError(
                 f"The network gives {_size(result)} voxels for an input of {_size(part)}. "
-                "Only outputs on the input's grid can be explained: wrap the network so that it resizes its output."
+                "Only outputs on the input's grid can be explained: wrap the network so that it "
+                "resizes its output."
             )
         if result.ndim == 2 and len(self.plan.windows) > 1:
             raise ModelError(
-                "The network gives one answer a volume, which sliding windows cannot fuse. Load it with inferer=None."
+                "The network gives one answer a volume, which sliding windows cannot fuse. Load it "
+                "with inferer=None."
             )
 
     def _unpadded(self, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient[(0, slice(None), *self.plan.inside)]
+        return gradient[0][(slice(None), *self.plan.inside)]
+
+
+def _restore(
+    modes: list[tuple[torch.nn.Module, bool]], trainable: list[torch.nn.Parameter]
+) -> None:
+    for module, training in modes:
+        module.training = training
+    for parameter in trainable:
+        parameter.requires_grad_()
 
 
 def _first_tensor(result: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ __all__ = ["at_layer_voxels", "axis_weights", "on_network_grid"]
 
 
 def axis_weights(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Weights, shape (len(positions), size), that read a line of `size` samples at fractional positions."""
+    """Weights, shape (len(positions), size), that read a line of samples between its points."""
     clamped = positions.double().clamp(0, size - 1)
     low = clamped.floor().clamp(max=max(size - 2, 0)).long()
     part = clamped - low
@@ -46,7 +46,7 @@ def on_network_grid(map_: torch.Tensor, grid: Grid, shape: tuple[int, ...]) -> t
 
 
 def at_layer_voxels(volume: torch.Tensor, grid: Grid, shape: tuple[int, ...]) -> torch.Tensor:
-    """Read a volume (C, I, J, K) of the network's input at the centres of a layer's voxels; shape (C, i, j, k)."""
+    """Read a volume (C, I, J, K) at the centres of a layer's voxels; shape (C, i, j, k)."""
     for axis in range(3):
         positions = grid.origin[axis] + grid.spacing[axis] * torch.arange(shape[axis])
         volume = _read(volume, positions, axis + 1)
@@ -55,4 +55,5 @@ def at_layer_voxels(volume: torch.Tensor, grid: Grid, shape: tuple[int, ...]) ->
 
 def _read(volume: torch.Tensor, positions: torch.Tensor, axis: int) -> torch.Tensor:
     weights = axis_weights(positions, volume.shape[axis]).to(volume)
-    return torch.tensordot(volume, weights, dims=([axis], [1])).movedim(-1, axis).contiguous()
+    read: torch.Tensor = torch.tensordot(volume, weights, dims=([axis], [1]))
+    return read.movedim(-1, axis).contiguous()

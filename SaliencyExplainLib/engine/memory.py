@@ -15,10 +15,11 @@ _INTERVAL_S = 0.01
 
 
 class MemoryMeter:
-    """Context manager; afterwards ``peak_mb`` holds the peak in MB (10^6 bytes), or None where it cannot be read.
+    """Context manager; afterwards ``peak_mb`` is the peak in MB (10^6 bytes), or None if unknown.
 
-    On a GPU the allocator's own counter is read. On Linux a thread samples the resident size every 10 ms; it starves
-    while a single operation holds the interpreter, which tensor operations do not.
+    On a GPU the allocator's own counter is read. On Linux a thread samples the resident size every
+    10 ms; it starves while a single operation holds the interpreter, which tensor operations do
+    not.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -36,11 +36,13 @@ class Record:
         calls = self.outputs.get(name, [])
         if not calls:
             raise MethodError(
-                f"The layer {name!r} did not run in the forward pass. Choose another one: model.layers()."
+                f"The layer {name!r} did not run in the forward pass. Choose another one: "
+                "model.layers()."
             )
         if calls[-1].ndim != 5:
             raise MethodError(
-                f"The layer {name!r} gives features of shape {tuple(calls[-1].shape)}; (1, C, i, j, k) is needed. "
+                f"The layer {name!r} gives features of shape {tuple(calls[-1].shape)}; (1, C, i, "
+                "j, k) is needed. "
                 "Choose a convolution, an activation or a block: model.layers()."
             )
         return calls[-1]
@@ -54,7 +56,7 @@ def find_layer(network: torch.nn.Module, name: str) -> torch.nn.Module:
     LayerNotFoundError
         With the nearest names.
     """
-    modules = dict(network.named_modules())
+    modules: dict[str, torch.nn.Module] = dict(network.named_modules())
     if name and name in modules:
         return modules[name]
     near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
@@ -66,7 +68,7 @@ def find_layer(network: torch.nn.Module, name: str) -> torch.nn.Module:
 def recorded(
     network: torch.nn.Module, names: Sequence[str], *, differentiable: bool, stop: bool = False
 ) -> Iterator[Record]:
-    """Record the named layers while the block runs; the hooks are gone afterwards, whatever happened.
+    """Record the named layers while the block runs; the hooks are gone afterwards.
 
     Parameters
     ----------
@@ -74,7 +76,8 @@ def recorded(
     names : sequence of str
         Qualified module names.
     differentiable : bool
-        Start the graph at the first of these layers: nothing before it is kept for the backward pass.
+        Start the graph at the first of these layers: nothing before it is kept for the backward
+        pass.
     stop : bool
         End the block when the first layer has run: what comes behind it is not computed.
 
@@ -91,15 +94,18 @@ def recorded(
     """
     if isinstance(network, torch.jit.ScriptModule):
         raise MethodError(
-            "This is a TorchScript network: its layers cannot be looked into, so layer methods do not work. "
-            "Load the original network with its state dict, or use a gradient or perturbation method."
+            "This is a TorchScript network: its layers cannot be looked into, so layer methods do "
+            "not work. "
+            "Load the original network with its state dict, or use a gradient or perturbation "
+            "method."
         )
     record = Record()
 
     def keep(name: str, output: Any) -> Any:
         if not isinstance(output, torch.Tensor):
             raise MethodError(
-                f"The layer {name!r} gives {type(output).__name__}, no tensor. Choose a module inside it."
+                f"The layer {name!r} gives {type(output).__name__}, no tensor. Choose a module "
+                "inside it."
             )
         if not differentiable:
             record.outputs.setdefault(name, []).append(output.detach().clone())
@@ -108,7 +114,8 @@ def recorded(
             return None
         leaf = output if output.requires_grad else output.detach().requires_grad_()
         record.outputs.setdefault(name, []).append(leaf)
-        # The copy goes on: an in-place activation behind the layer must not overwrite what was recorded.
+        # The copy goes on: an in-place activation behind the layer must not overwrite what was
+        # recorded.
         return leaf.clone()
 
     with ExitStack() as attached:

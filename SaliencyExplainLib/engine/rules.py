@@ -1,25 +1,29 @@
 """Other backward rules at rectifiers: DeconvNet and guided backpropagation.
 
-With f the input of the nonlinearity and b the gradient that arrives from above (Springenberg et al. 2015, figure 1)::
+With f the input of the nonlinearity and b the gradient that arrives from above (Springenberg et al.
+2015, figure 1)::
 
     gradient   b * (f > 0)      DeconvNet   b * (b > 0)      guided   b * (f > 0) * (b > 0)
 
-The rule is applied where autograd calls the nonlinearity's own backward kernel. So it does not matter whether the
-network wrote ``nn.ReLU``, ``F.relu``, ``torch.relu_``, one module used five times, or a TorchScript program: what ran
-is what is changed, and nothing in the network is touched. LeakyReLU and PReLU follow the rule of their positive branch.
-Smooth rectifiers (ELU, GELU, SiLU, ...) keep their own slope there: b+ * f' * (f > 0), for DeconvNet b+.
+The rule is applied where autograd calls the nonlinearity's own backward kernel. So it does not
+matter whether the network wrote ``nn.ReLU``, ``F.relu``, ``torch.relu_``, one module used five
+times, or a TorchScript program: what ran is what is changed, and nothing in the network is touched.
+LeakyReLU and PReLU follow the rule of their positive branch. Smooth rectifiers (ELU, GELU, SiLU,
+...) keep their own slope there: b+ * f' * (f > 0), for DeconvNet b+.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
 
 import torch
+from torch.jit import optimized_execution  # type: ignore[attr-defined]  # not in its __all__
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["RectifierRule"]
+__all__ = ["RectifierRule", "run_as_written"]
 
 _aten = torch.ops.aten
 
@@ -38,8 +42,9 @@ class RectifierRule(TorchDispatchMode):
         How often each kind of nonlinearity was met, by name.
     """
 
-    #: backward kernel -> (name, position of the arriving gradient, position of the forward value, smooth?)
-    KERNELS: dict[Any, tuple[str, int, int, bool]] = {
+    #: backward kernel -> (name, position of the arriving gradient, position of the forward value,
+    #: smooth?)
+    KERNELS: ClassVar[dict[Any, tuple[str, int, int, bool]]] = {
         _aten.threshold_backward: ("ReLU", 0, 1, False),
         _aten.leaky_relu_backward: ("LeakyReLU", 0, 1, False),
         _aten._prelu_kernel_backward: ("PReLU", 0, 1, False),
@@ -54,7 +59,7 @@ class RectifierRule(TorchDispatchMode):
     }
 
     def __init__(self, *, guided: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.guided = guided
         self.seen: Counter[str] = Counter()
 
@@ -76,7 +81,8 @@ class RectifierRule(TorchDispatchMode):
             rule = func(*changed, **(kwargs or {})) * (value > 0)
         else:
             rule = upstream * (value > 0)
-        # The slope of a PReLU is frozen; its gradient is asked for by the kernel's signature and thrown away.
+        # The slope of a PReLU is frozen; its gradient is asked for by the kernel's signature and
+        # thrown away.
         return (rule, rule.new_zeros(()).expand_as(rule)) if name == "PReLU" else rule
 
     @property
@@ -84,3 +90,22 @@ class RectifierRule(TorchDispatchMode):
         """Names of the smooth nonlinearities that were met."""
         names = {name for name, *_, smooth in self.KERNELS.values() if smooth}
         return tuple(sorted(names & set(self.seen)))
+
+
+@contextmanager
+def run_as_written(network: torch.nn.Module) -> Iterator[None]:
+    """Keep TorchScript from differentiating a network by itself, where no rule can reach.
+
+    From its second run on, TorchScript replaces blocks of operations by derivatives of its own: a
+    LeakyReLU behind an addition is then never seen (torch 2.13). Inside, it runs operation by
+    operation; what it had compiled is thrown away before and after, and made anew when needed.
+    """
+    methods = [getattr(module, "forward", None) for module in network.modules()]
+    compiled: list[Any] = [one for one in methods if isinstance(one, torch.ScriptMethod)]
+    with ExitStack() as stack:
+        for one in compiled:
+            one._debug_flush_compilation_cache()
+            stack.callback(one._debug_flush_compilation_cache)
+        if compiled:
+            stack.enter_context(optimized_execution(False))
+        yield

@@ -1,4 +1,4 @@
-"""The attribution methods: one file a family, each method declared in one place and found by its name."""
+"""The attribution methods: one file a family, each declared in one place, found by its name."""
 
 from . import cam, gradient, guided, integrated_gradients, smooth_grad
 from .base import Attribution, Method, describe_method, make_method, method, methods, param

@@ -1,8 +1,8 @@
 """What an attribution method is, and how one is declared in a single place.
 
-A method is a frozen dataclass: its fields are its parameters, each with default, range, unit and help. The decorator adds
-the facts that panel, shell, documentation and tests read. Nothing here imports torch, so that methods can be listed
-before torch is installed.
+A method is a frozen dataclass: its fields are its parameters, each with default, range, unit and
+help. The decorator adds the facts that panel, shell, documentation and tests read. Nothing here
+imports torch, so that methods can be listed before torch is installed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Attribution:
 def param(
     default: Any,
     *,
-    help: str,  # noqa: A002 - the field's word
+    help: str,
     low: float | None = None,
     high: float | None = None,
     unit: str = "",
@@ -80,8 +80,9 @@ class Method:
     """Base of all attribution methods.
 
     Class attributes, set by :func:`method`
-        ``name``, ``title``, ``family``, ``summary`` (what it answers), ``paper``, ``signed``, ``needs_layer``,
-        ``needs_gradient``, ``combine`` (how input channels join: "sum" or "max_abs"), ``weaknesses``.
+        ``name``, ``title``, ``family``, ``summary`` (what it answers), ``paper``, ``signed``,
+        ``needs_layer``, ``needs_gradient``, ``combine`` (how input channels join: "sum" or
+        "max_abs"), ``weaknesses``.
     """
 
     name: ClassVar[str]
@@ -100,8 +101,19 @@ class Method:
             _check(self.title, one, getattr(self, one.name))
 
     def passes(self) -> int:
-        """Sweeps over the image (forward, or forward and backward) that the method needs, the first one included."""
+        """Sweeps over the image (forward, or forward and backward), the first one included."""
         return 1
+
+    def window_passes(self, *, linear: bool) -> int:
+        """Return the same through sliding windows, whose first sweep only fixes the region.
+
+        Parameters
+        ----------
+        linear : bool
+            Whether the score is linear in the output; one that is not needs the output at each
+            image before its gradient.
+        """
+        return self.passes() + 1
 
     def is_signed(self) -> bool:
         """Whether the map has a sign with these parameters."""
@@ -112,7 +124,8 @@ class Method:
         if self.needs_layer and model.scripted:
             raise MethodError(
                 f"{self.title} looks into a layer, which a TorchScript network does not allow. "
-                "Load the original network with its state dict, or choose a gradient or perturbation method."
+                "Load the original network with its state dict, or choose a gradient or "
+                "perturbation method."
             )
 
     def attribute(self, engine: Engine) -> Attribution:
@@ -206,7 +219,7 @@ def make_method(name: str, parameters: Mapping[str, Any] | None = None) -> Metho
             raise MethodError(
                 f"{cls.title} has no parameter {key!r}.{_nearest(key, known)}{listed}"
             )
-        values[key] = _converted(cls.title, known[key], value)
+        values[key] = _converted(known[key], value)
     return cls(**values)
 
 
@@ -223,7 +236,8 @@ def describe_method(name: str) -> str:
     lines = [
         f"{chosen.title} ({name})",
         f"  {chosen.summary}",
-        f"  {'signed' if chosen.signed else 'unsigned'}; {'needs a layer' if chosen.needs_layer else 'on the input'}; "
+        f"  {'signed' if chosen.signed else 'unsigned'}; "
+        f"{'needs a layer' if chosen.needs_layer else 'on the input'}; "
         f"{passes} pass{'es' if passes != 1 else ''} over the image with the default parameters",
         f"  Weaknesses: {chosen.weaknesses}",
         f"  Source: {chosen.paper}",
@@ -268,8 +282,8 @@ def _check(title: str, one: Field[Any], value: Any) -> None:
         raise MethodError(f"{where} must be a text; {value!r} was given.")
 
 
-def _converted(title: str, one: Field[Any], value: Any) -> Any:
-    """A value as the parameter's type; a text that cannot be read stays and is refused by the check."""
+def _converted(one: Field[Any], value: Any) -> Any:
+    """A value as the parameter's type; an unreadable text stays and is refused by the check."""
     if not isinstance(value, str) or isinstance(one.default, str):
         return value
     text = value.strip()

@@ -1,8 +1,9 @@
 """What 'no information' looks like: the other end of every comparison.
 
-After z-scoring zero is mean tissue, not absence. Through instance normalisation the straight path from a constant image
-is flat except at its start (the norm undoes any scaling), so integrated gradients lose their completeness there: measured
-sum of attributions / change of the score between -0.05 and 0.43 with 20 steps, against 0.98 to 1.00 from a blurred image.
+After z-scoring zero is mean tissue, not absence. Through instance normalisation the straight path
+from a constant image is flat except at its start (the norm undoes any scaling), so integrated
+gradients lose their completeness there: measured sum of attributions / change of the score between
+-0.05 and 0.43 with 20 steps, against 0.98 to 1.00 from a blurred image.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BASELINES = ("automatic", "zero", "minimum", "blurred")
 
 
 def normalises_instances(network: torch.nn.Module) -> bool:
-    """Whether the network has a normalisation that depends on the image itself (instance or group norm)."""
+    """Whether the network normalises each image by itself (instance or group norm)."""
     import torch
 
     kinds = (torch.nn.modules.instancenorm._InstanceNorm, torch.nn.GroupNorm)

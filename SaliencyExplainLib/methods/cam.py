@@ -2,16 +2,20 @@
 
 With Z positions u::
 
-    Grad-CAM    ReLU( sum_k w_k A_k ),  w_k = 1/Z sum_u g_k(u)                       Selvaraju 2017, arXiv:1610.02391
+    Grad-CAM    ReLU( sum_k w_k A_k ),  w_k = 1/Z sum_u g_k(u)
     Grad-CAM++  the same with w_k = sum_u alpha_k(u) ReLU(g_k(u)),
-                alpha = g^2 / (2 g^2 + g^3 sum_u A_k(u))                             Chattopadhay 2018, arXiv:1710.11063
-    HiResCAM    sum_k g_k A_k                                                        Draelos 2020, arXiv:2011.08891
-    LayerCAM    ReLU( sum_k ReLU(g_k) A_k )                                          Jiang 2021, 10.1109/TIP.2021.3089943
+                alpha = g^2 / (2 g^2 + g^3 sum_u A_k(u))
+    HiResCAM    sum_k g_k A_k
+    LayerCAM    ReLU( sum_k ReLU(g_k) A_k )
 
-Differs from the papers: the scalar is the target's (the region frozen), not a class score; the map stands on the layer's
-true grid; Grad-CAM++ has no factor exp(score), which overflows for summed logits. Through sliding windows all windows'
-positions count as one set: a position covered by several windows counts with their parts b_w in the fusion, so g_k sums
-over windows and A_k is their mean.
+Selvaraju 2017, arXiv:1610.02391; Chattopadhay 2018, arXiv:1710.11063; Draelos and Carin 2020,
+arXiv:2011.08891; Jiang 2021, doi:10.1109/TIP.2021.3089943.
+
+Differs from the papers: the scalar is the target's (the region frozen), not a class score; the map
+stands on the layer's true grid; Grad-CAM++ has no factor exp(score), which overflows for summed
+logits. Through sliding windows all windows' positions count as one set: a position covered by
+several windows counts with their parts b_w in the fusion, so g_k sums over windows and A_k is their
+mean.
 """
 
 from __future__ import annotations
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
     import torch
 
     from ..engine import Engine, LayerPass
-    from ..model import LayerInfo, Model
+    from ..model import Grid, LayerInfo, Model
 
 __all__ = ["GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "default_layer"]
 
-#: Channel means of the gradient below this part of its maximum are rounding (measured 3e-9 against 3e-2).
+#: Channel means of the gradient below this part of its maximum are rounding (measured 3e-9 against
+#: 3e-2).
 _ROUNDING = 1e-5
 _LAYER_HELP = "name of the layer (model.layers()); empty: chosen by itself"
 
@@ -40,9 +45,10 @@ _LAYER_HELP = "name of the layer (model.layers()); empty: chosen by itself"
 def default_layer(layers: Sequence[LayerInfo], task: str) -> LayerInfo:
     """Choose the layer that a CAM looks at when none is named.
 
-    Classification and regression: the last features that still have more than one voxel. Segmentation: the last ones that
-    are coarser than the output (meaning over place), or else the last of all. Layers that feed an instance normalisation
-    are left out, activations preferred.
+    Classification and regression: the last features that still have more than one voxel.
+    Segmentation: the last ones that are coarser than the output (meaning over place), or else the
+    last before the output itself. Layers that feed an instance normalisation are left out,
+    activations preferred.
 
     Raises
     ------
@@ -57,12 +63,9 @@ def default_layer(layers: Sequence[LayerInfo], task: str) -> LayerInfo:
         and layer.shape[0] > 1
         and max(layer.shape[1:]) > 1
     ]
-    usable = (
-        usable[:-1] if task == "segmentation" and len(usable) > 1 else usable
-    )  # the last one is the output itself
     if task == "segmentation":
-        coarse = [layer for layer in usable if max(layer.grid.spacing) > 1.5]
-        usable = coarse or usable
+        inner = [layer for layer in usable if not layer.final] or usable
+        usable = [layer for layer in inner if max(layer.grid.spacing) > 1.5] or inner
     chosen = [layer for layer in usable if layer.activation] or usable
     if not chosen:
         raise MethodError(
@@ -76,7 +79,7 @@ class _Cam(Method):
     layer: str = param("", help=_LAYER_HELP)
 
     def attribute(self, engine: Engine) -> Attribution:
-        """Map of shape (1, I, J, K), and (1, i, j, k) on the layer's grid where there is one window."""
+        """Map of shape (1, I, J, K); with one window also (1, i, j, k) on the layer's grid."""
         info, warnings = self._layer(engine)
         if len(engine.plan.windows) == 1:
             found = next(iter(engine.layer_passes((info.name,))))[info.name]
@@ -116,12 +119,14 @@ class _Cam(Method):
         warnings = []
         if not info.grid.exact:
             warnings.append(
-                f"The place of the voxels of layer {info.name!r} could not be followed through the network; "
+                f"The place of the voxels of layer {info.name!r} could not be followed through the "
+                "network; "
                 "the map was spread evenly over the volume."
             )
         if info.calls > 1:
             warnings.append(
-                f"The layer {info.name!r} runs {info.calls} times in one pass; its last call was used."
+                f"The layer {info.name!r} runs {info.calls} times in one pass; its last call was "
+                "used."
             )
         return info, tuple(warnings)
 
@@ -135,6 +140,10 @@ class _Cam(Method):
 
 class _WeightedCam(_Cam):
     """One weight a channel: w_k."""
+
+    def window_passes(self, *, linear: bool) -> int:
+        """One sweep more for the features, and one for their sums where they are needed."""
+        return super().window_passes(linear=linear) + 1 + self._needs_sums
 
     def _single(
         self, found: LayerPass, info: LayerInfo, engine: Engine
@@ -181,8 +190,8 @@ class _WeightedCam(_Cam):
     ) -> torch.Tensor:
         """Sum over a window's positions of each channel's weight, shape (C,).
 
-        ``part`` (1, i, j, k) is what these positions count, ``gradient`` (C, i, j, k) includes it, ``sums`` (C,) is the
-        sum of the features over all positions.
+        ``part`` (1, i, j, k) is what these positions count, ``gradient`` (C, i, j, k) includes it,
+        ``sums`` (C,) is the sum of the features over all positions.
         """
         raise MethodError("A weighted CAM says how gradients become weights.")
 
@@ -200,7 +209,7 @@ class _WeightedCam(_Cam):
     paper="Selvaraju et al. 2017, arXiv:1610.02391, eq. 1-2",
     signed=False,
     needs_layer=True,
-    weaknesses="one weight a channel for the whole volume: two regions of a class get maps that look alike; "
+    weaknesses="one weight a channel for the whole volume: two regions of a class look alike; "
     "coarse; meaningless at a convolution that feeds an instance norm",
 )
 @dataclass(frozen=True)
@@ -220,7 +229,8 @@ class GradCAM(_WeightedCam):
             return ()
         return (
             f"The mean gradient of every channel at {info.name!r} is zero to rounding "
-            f"({float(weights.abs().max()) / largest:.0e} of its maximum), as it must be for a layer that feeds an instance "
+            f"({float(weights.abs().max()) / largest:.0e} of its maximum), as it must be for a "
+            "layer that feeds an instance "
             "normalisation: this map is rounding noise. Use the activation behind it, or HiResCAM.",
         )
 
@@ -237,7 +247,7 @@ class GradCAM(_WeightedCam):
 )
 @dataclass(frozen=True)
 class GradCAMPlusPlus(_WeightedCam):
-    """ReLU of the features weighted by their positive gradients, places of small gradient raised."""
+    """ReLU of the features weighted by their positive gradients, small ones raised."""
 
     _needs_sums = True
 
@@ -282,7 +292,7 @@ class _ElementwiseCam(_Cam):
     paper="Draelos and Carin 2020, arXiv:2011.08891",
     signed=True,
     needs_layer=True,
-    weaknesses="faithful only where the layer is followed by a linear head; noisier than Grad-CAM elsewhere",
+    weaknesses="faithful only if a linear head follows the layer; noisier than Grad-CAM elsewhere",
 )
 @dataclass(frozen=True)
 class HiResCAM(_ElementwiseCam):
@@ -304,7 +314,7 @@ class HiResCAM(_ElementwiseCam):
 )
 @dataclass(frozen=True)
 class LayerCAM(_ElementwiseCam):
-    """ReLU of the features weighted by their positive gradient at each place; usable at shallow layers."""
+    """ReLU of the features weighted by their positive gradient at each place."""
 
     def _product(self, found: LayerPass) -> torch.Tensor:
         return (found.gradient.clamp(min=0) * found.features).sum(0, keepdim=True).clamp(min=0)
@@ -314,7 +324,7 @@ def _weighted(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (weights[:, None, None, None] * features).sum(0, keepdim=True).clamp(min=0)
 
 
-def _moved(info: LayerInfo, engine: Engine) -> object:
+def _moved(info: LayerInfo, engine: Engine) -> Grid:
     """The layer's grid in voxels of the volume: the padding in front is taken off."""
     from ..model import Grid
 

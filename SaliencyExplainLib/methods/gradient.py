@@ -1,8 +1,9 @@
 """Gradient and input x gradient.
 
-Gradient: Simonyan et al. 2013, arXiv:1312.6034, section 3: Out(v) = dS/dx(v). Kept signed; the paper shows the
-magnitude, largest over channels. Input x gradient: Shrikumar et al. 2016, arXiv:1605.01713: (x - x0) dS/dx; the paper has
-x0 = 0, which after z-scoring is mean tissue, so other baselines are offered.
+Gradient: Simonyan et al. 2013, arXiv:1312.6034, section 3: Out(v) = dS/dx(v). Kept signed; the
+paper shows the magnitude, largest over channels. Input x gradient: Shrikumar et al. 2016,
+arXiv:1605.01713: (x - x0) dS/dx; the paper has x0 = 0, which after z-scoring is mean tissue, so
+other baselines are offered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["Gradient", "InputXGradient"]
     summary="Where would a small change of intensity raise (+) or lower (-) the score?",
     paper="Simonyan et al. 2013, arXiv:1312.6034",
     signed=True,
-    weaknesses="noisy; local: says nothing about large changes; small where the network is saturated",
+    weaknesses="noisy; local: silent about large changes; small where the network saturates",
 )
 @dataclass(frozen=True)
 class Gradient(Method):
@@ -41,7 +42,7 @@ class Gradient(Method):
     "input_x_gradient",
     title="Input x gradient",
     family="gradient",
-    summary="How much does each voxel's difference from the baseline contribute, if the network were linear?",
+    summary="What does each voxel's difference from the baseline add, were the network linear?",
     paper="Shrikumar et al. 2016, arXiv:1605.01713",
     signed=True,
     weaknesses="with z-scored input and a zero baseline, voxels of mean intensity get nothing",

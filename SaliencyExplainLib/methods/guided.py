@@ -1,8 +1,8 @@
 """DeconvNet and guided backpropagation.
 
-DeconvNet: Zeiler and Fergus 2013, arXiv:1311.2901. Guided backpropagation: Springenberg et al. 2015, arXiv:1412.6806,
-figure 1. The rule and what it covers beyond the papers (LeakyReLU, PReLU, smooth rectifiers, functional and reused ones)
-is in :mod:`SaliencyExplainLib.engine.rules`.
+DeconvNet: Zeiler and Fergus 2013, arXiv:1311.2901. Guided backpropagation: Springenberg et al.
+2015, arXiv:1412.6806, figure 1. The rule and what it covers beyond the papers (LeakyReLU, PReLU,
+smooth rectifiers, functional and reused ones) is in :mod:`SaliencyExplainLib.engine.rules`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["DeconvNet", "GuidedBackprop"]
 
 _EDGES = (
-    "acts like an edge detector: hardly changes when the network's weights are randomised (Adebayo 2018), "
+    "acts like an edge detector: hardly changes when the network's weights are randomised (Adebayo "
+    "2018), "
     "so do not read it as evidence alone"
 )
 
@@ -30,19 +31,21 @@ class _Rectified(Method):
 
     def attribute(self, engine: Engine) -> Attribution:
         """Map of shape (C, I, J, K) in score units per intensity unit."""
-        from ..engine import RectifierRule
+        from ..engine import RectifierRule, run_as_written
 
-        with RectifierRule(guided=self.guided) as rule:
+        with run_as_written(engine.model.network), RectifierRule(guided=self.guided) as rule:
             maps = engine.gradient()
         warnings = []
         if not rule.seen:
             warnings.append(
-                f"{self.title} met no rectifier (ReLU, LeakyReLU, PReLU, GELU, ...) in this network, "
+                f"{self.title} met no rectifier (ReLU, LeakyReLU, PReLU, GELU, ...) in this "
+                "network, "
                 "so this map is the plain gradient."
             )
         if rule.smooth:
             warnings.append(
-                f"{self.title} is defined for ReLU; for {', '.join(rule.smooth)} the rule of the positive branch "
+                f"{self.title} is defined for ReLU; for {', '.join(rule.smooth)} the rule of the "
+                "positive branch "
                 "was used with the activation's own slope."
             )
         return Attribution(maps, warnings=tuple(warnings))
@@ -52,7 +55,7 @@ class _Rectified(Method):
     "deconvnet",
     title="DeconvNet",
     family="gradient",
-    summary="Which image structure does the network project back from the score, passing only positive signals?",
+    summary="Which image structure do positive signals project back from the score?",
     paper="Zeiler and Fergus 2013, arXiv:1311.2901",
     signed=True,
     weaknesses=_EDGES + "; ignores which units were active",
@@ -60,7 +63,7 @@ class _Rectified(Method):
 )
 @dataclass(frozen=True)
 class DeconvNet(_Rectified):
-    """Backward signals are clipped at zero at each rectifier, whatever the forward activation was."""
+    """Backward signals are clipped at zero at each rectifier, active or not."""
 
     guided: ClassVar[bool] = False
 
@@ -77,6 +80,6 @@ class DeconvNet(_Rectified):
 )
 @dataclass(frozen=True)
 class GuidedBackprop(_Rectified):
-    """Backward signals are clipped at zero at each rectifier, and stopped where the unit was off."""
+    """Backward signals are clipped at zero at each rectifier and stopped where it was off."""
 
     guided: ClassVar[bool] = True

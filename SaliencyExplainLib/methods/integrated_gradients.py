@@ -2,9 +2,9 @@
 
 Out(v) = (x - x0)(v) * integral over a in [0, 1] of dS/dx(x0 + a (x - x0))(v).
 
-Differs from the paper: Gauss-Legendre nodes instead of equal steps (equation 3), one point of the path in memory at a
-time, the region of the target frozen on the unperturbed image (else completeness fails), and the completeness error is
-always measured: it costs one forward pass.
+Differs from the paper: Gauss-Legendre nodes instead of equal steps (equation 3), one point of the
+path in memory at a time, the region of the target frozen on the unperturbed image (else
+completeness fails), and the completeness error is always measured: it costs one forward pass.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def path_nodes(steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     "integrated_gradients",
     title="Integrated gradients",
     family="gradient",
-    summary="How is the change of the score from the baseline to this image shared out over the voxels?",
+    summary="How is the score's change from the baseline to this image shared out over voxels?",
     paper="Sundararajan et al. 2017, arXiv:1703.01365, eq. 1",
     signed=True,
     weaknesses="the baseline is part of the question; look at the completeness error",
 )
 @dataclass(frozen=True)
 class IntegratedGradients(Method):
-    """Gradients averaged along the straight path from a baseline; the map sums to S(x) - S(baseline)."""
+    """Gradients averaged along the path from a baseline; sums to S(x) - S(baseline)."""
 
     steps: int = param(
         20, low=2, high=512, help="points on the path from the baseline to the image"
@@ -52,7 +52,7 @@ class IntegratedGradients(Method):
     baseline: str = param(
         "automatic",
         choices=BASELINES,
-        help="start of the path; automatic: blurred for networks with instance or group norm, else zero",
+        help="start of the path; automatic: blurred if the network normalises images, else zero",
     )
     blur_mm: float = param(
         12.0, low=0.5, high=100.0, unit="mm", help="standard deviation of the blurred baseline"
@@ -61,6 +61,10 @@ class IntegratedGradients(Method):
     def passes(self) -> int:
         """Steps, one forward sweep for S(x) and one for S(baseline)."""
         return self.steps + 2
+
+    def window_passes(self, *, linear: bool) -> int:
+        """No sweep more; where S is not linear, a forward one before each gradient."""
+        return self.passes() + (0 if linear else self.steps)
 
     def attribute(self, engine: Engine) -> Attribution:
         """Map of shape (C, I, J, K) in score units."""
@@ -79,8 +83,10 @@ class IntegratedGradients(Method):
         warnings = []
         if error > _TOLERATED:
             warnings.append(
-                f"The map sums to {summed:.4g} but the score changes by {change:.4g} from the baseline "
-                f"(completeness error {error:.0%}). Use more steps, or another baseline (blurred suits networks "
+                f"The map sums to {summed:.4g} but the score changes by {change:.4g} from the "
+                "baseline "
+                f"(completeness error {error:.0%}). Use more steps, or another baseline (blurred "
+                "suits networks "
                 "with instance normalisation)."
             )
         return Attribution(

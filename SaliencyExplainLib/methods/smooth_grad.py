@@ -1,11 +1,12 @@
-"""SmoothGrad: Smilkov et al. 2017, arXiv:1706.03825; squared: Hooker et al. 2018, arXiv:1806.10758; VarGrad: Adebayo 2018.
+"""SmoothGrad: Smilkov 2017, arXiv:1706.03825; squared and VarGrad: Hooker 2018, arXiv:1806.10758.
 
 With g_i the gradient at x + n_i, n_i ~ N(0, (noise * (max x - min x))^2)::
 
     smooth   1/n sum g_i        squared   1/n sum g_i^2        variance   1/n sum (g_i - mean)^2
 
-Differs from MONAI, whose SmoothGrad gives sqrt(sum g_i^2) / n by default (unsigned, and dependent on n). The noise comes
-from a generator with a recorded seed on the CPU, so that every device draws the same.
+Differs from MONAI, whose SmoothGrad gives sqrt(sum g_i^2) / n by default (unsigned, and dependent
+on n). The noise comes from a generator with a recorded seed on the CPU, so that every device draws
+the same.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _KINDS = ("smooth", "squared", "variance")
     "smooth_grad",
     title="SmoothGrad",
     family="gradient",
-    summary="Which direction of change does the score follow on average in a neighbourhood of this image?",
+    summary="Which change does the score follow on average in a neighbourhood of this image?",
     paper="Smilkov et al. 2017, arXiv:1706.03825",
     signed=True,
-    weaknesses="depends on the noise level; less sensitive to the network's weights than the gradient",
+    weaknesses="depends on the noise level; less sensitive to the weights than the gradient",
 )
 @dataclass(frozen=True)
 class SmoothGrad(Method):
@@ -51,6 +52,10 @@ class SmoothGrad(Method):
     def passes(self) -> int:
         """Samples, and one forward sweep that fixes the region."""
         return self.samples + 1
+
+    def window_passes(self, *, linear: bool) -> int:
+        """No sweep more; where S is not linear, a forward one before each gradient."""
+        return self.passes() + (0 if linear else self.samples)
 
     def is_signed(self) -> bool:
         """Squares and variances have no sign."""

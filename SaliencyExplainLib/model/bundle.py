@@ -1,8 +1,9 @@
-"""MONAI bundles: a folder or zip with ``configs/metadata.json`` and ``configs/inference.json`` (or YAML).
+"""MONAI bundles: folder or zip with ``configs/metadata.json`` and ``configs/inference.json``/YAML.
 
-Only the parts that inference needs are built: the network, the preprocessing, the inferer. What a configuration may do
-without trust: name classes of MONAI's networks, transforms and inferers with plain values and ``@references``. Python
-expressions (``$...``), other classes, macros that read files, and a bundle's own scripts need ``trusted=True``.
+Only the parts that inference needs are built: the network, the preprocessing, the inferer. What a
+configuration may do without trust: name classes of MONAI's networks, transforms and inferers with
+plain values and ``@references`` (:mod:`.trust`). Python expressions (``$...``), other classes,
+macros that read files, and a bundle's own scripts need ``trusted=True``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from ..errors import ModelError, UntrustedModelError
+from .trust import harmless_config
 
 __all__ = ["find_bundle", "read_bundle"]
 
@@ -36,10 +38,6 @@ _PARTS = {
 }
 #: An unpacked bundle may be this large; a zip bomb is not unpacked.
 _MAX_UNPACKED = 8 * 10**9
-#: Transforms of MONAI that run code, import packages or write files when built or called.
-_ACTIVE_TRANSFORMS = re.compile(
-    r"^(Rand)?(Lambda|TorchVision|TorchIO|SaveImage|Save|Cucim|Cu|Img2Tensorboard|DataStats)"
-)
 
 
 @contextmanager
@@ -54,7 +52,7 @@ def find_bundle(path: Path) -> Iterator[Path | None]:
     if not zipfile.is_zipfile(path):
         yield None
         return
-    with zipfile.ZipFile(path) as archive:
+    with _opened(path) as archive:
         roots = [name[: -len(_METADATA)] for name in archive.namelist() if name.endswith(_METADATA)]
         if not roots:
             yield None
@@ -64,17 +62,26 @@ def find_bundle(path: Path) -> Iterator[Path | None]:
             yield Path(folder) / min(roots, key=len)
 
 
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"{path.name!r} is a damaged zip file. Download it again.") from error
+
+
 def _unpack(archive: zipfile.ZipFile, folder: Path, name: str) -> None:
     for member in archive.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or re.match(r"^[A-Za-z]:", member.filename):
             raise ModelError(
-                f"{name!r} wants to write outside its folder ({member.filename!r}). It was not opened."
+                f"{name!r} wants to write outside its folder ({member.filename!r}). It was not "
+                "opened."
             )
     size = sum(member.file_size for member in archive.infolist())
     if size > _MAX_UNPACKED:
         raise ModelError(
-            f"{name!r} would unpack to {size / 1e9:.0f} GB (limit {_MAX_UNPACKED / 1e9:.0f}). It was not opened."
+            f"{name!r} would unpack to {size / 1e9:.0f} GB (limit {_MAX_UNPACKED / 1e9:.0f}). It "
+            "was not opened."
         )
     archive.extractall(folder)
 
@@ -85,8 +92,9 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``network`` (without weights; None when the weights are TorchScript), ``weights`` (path), ``preprocess``,
-        ``inferer``, ``task``, ``labels``, ``channels``, ``activation``, ``provenance``.
+        ``network`` (without weights; None when the weights are TorchScript), ``weights`` (path),
+        ``preprocess``, ``inferer``, ``task``, ``labels``, ``channels``, ``activation``,
+        ``provenance``.
 
     Raises
     ------
@@ -110,26 +118,31 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
     }
     if ids["network"] is None:
         raise ModelError(
-            f"The bundle names no network. Expected one of {', '.join(_PARTS['network'])} in {config_path.name}."
+            f"The bundle names no network. Expected one of {', '.join(_PARTS['network'])} in "
+            f"{config_path.name}."
         )
     _refuse_2d(config, ids["network"], metadata)
+    ours = {"bundle_root": str(root), "device": "cpu"}
+    buildable = {**config, **ours}
     if not trusted:
-        _refuse_code(config, [name for part, name in ids.items() if name and part != "postprocess"])
+        wanted = [name for part, name in ids.items() if name and part != "postprocess"]
+        buildable = harmless_config(buildable, [*wanted, *ours])
     weights = next((root / name for name in _WEIGHTS if (root / name).is_file()), None)
     scripted = weights is not None and weights.suffix == ".ts"
     if scripted and not trusted:
         raise UntrustedModelError(
-            "The bundle's weights are TorchScript, a program that would run. If you know where the bundle comes from, "
+            "The bundle's weights are TorchScript, a program that would run. If you know where the "
+            "bundle comes from, "
             "allow it with trusted=True (--trust)."
         )
-    parts = _build(config_path, root, ids, with_network=not scripted)
+    with _own_scripts(root) if trusted else nullcontext():
+        parts = _build(buildable, ids, with_network=not scripted)
     if weights is None:
         raise ModelError(
-            "The bundle has no weights (models/model.pt is missing). Download the complete bundle, or put the weights there."
+            "The bundle has no weights (models/model.pt is missing). Download the complete bundle, "
+            "or put the weights there."
         )
-    formats = metadata.get("network_data_format", {})
-    outputs = next(iter(formats.get("outputs", {}).values()), {})
-    inputs = next(iter(formats.get("inputs", {}).values()), {})
+    outputs, inputs = _format(metadata, "outputs"), _format(metadata, "inputs")
     return {
         **parts,
         "weights": weights,
@@ -147,115 +160,81 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
 
 
 def _build(
-    config_path: Path, root: Path, ids: dict[str, str | None], *, with_network: bool
+    config: dict[str, Any], ids: dict[str, str | None], *, with_network: bool
 ) -> dict[str, Any]:
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser()
-    parser.read_config(str(config_path))
-    parser["bundle_root"] = str(root)
-    parser["device"] = "$torch.device('cpu')" if "device" in parser.config else "cpu"
+    # Keys like "network#norm" change a part by its path; a checked configuration has none.
+    parser = ConfigParser({key: value for key, value in config.items() if not _is_path(key)})
+    parser.update({key: value for key, value in config.items() if _is_path(key)})
+    parser["device"] = "$torch.device('cpu')"
     built: dict[str, Any] = {"network": None}
-    scripts = str(root)
-    sys.path.insert(0, scripts)
-    try:
-        for part in ("network", "preprocess", "inferer"):
-            name = ids[part]
-            if name is None or (part == "network" and not with_network):
-                continue
-            try:
-                with warnings.catch_warnings():
-                    # MONAI 1.6 announces a new default of Orientation that is the one used here (RAS metadata).
-                    warnings.simplefilter("ignore", FutureWarning)
-                    built[part] = parser.get_parsed_content(name)
-            except Exception as error:
-                raise ModelError(
-                    f"The bundle's {name!r} could not be built: {_cause(error)}. {_advice(error)}"
-                ) from error
-    finally:
-        sys.path.remove(scripts)
+    for part in ("network", "preprocess", "inferer"):
+        name = ids[part]
+        if name is None or (part == "network" and not with_network):
+            continue
+        try:
+            with warnings.catch_warnings():
+                # MONAI 1.6 announces a new default of Orientation that is the one used here
+                # (RAS metadata).
+                warnings.simplefilter("ignore", FutureWarning)
+                built[part] = parser.get_parsed_content(name)
+        except Exception as error:
+            raise ModelError(
+                f"The bundle's {name!r} could not be built: {_cause(error)}. {_advice(error)}"
+            ) from error
     network = built["network"]
     if with_network and not isinstance(network, torch.nn.Module):
         raise ModelError(
-            f"The bundle's {ids['network']!r} gave {type(network).__name__}; a network was expected."
+            f"The bundle's {ids['network']!r} gave {type(network).__name__}; a network was "
+            "expected."
         )
     return built
 
 
-def _refuse_code(config: dict[str, Any], names: list[str]) -> None:
-    """Follow the references of the needed parts and refuse the first thing that could run code."""
-    todo, done = list(names), set()
-    while todo:
-        name = todo.pop()
-        if name in done:
-            continue
-        done.add(name)
-        for where, value in _leaves(config.get(name), name):
-            reason = _code_in(where, value)
-            if reason:
-                raise UntrustedModelError(
-                    f"The bundle's configuration would run code when loaded: {where} {reason}. "
-                    "If you know where the bundle comes from, allow it with trusted=True (--trust)."
-                )
-            if isinstance(value, str):
-                todo.extend(
-                    reference.split("::")[0].split("#")[0]
-                    for reference in re.findall(r"@([\w:#]+)", value)
-                )
+@contextmanager
+def _own_scripts(root: Path) -> Iterator[None]:
+    """Let a trusted bundle import its own packages inside; forget them afterwards.
+
+    Most bundles call theirs ``scripts``: a second bundle would get the first one's.
+    """
+    folder, before = root.resolve(), set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if any(Path(place).is_relative_to(folder) for place in _places(sys.modules[name])):
+                del sys.modules[name]
 
 
-def _code_in(where: str, value: Any) -> str | None:
-    if not isinstance(value, str):
-        return None
-    if value.startswith("$"):
-        return f"is the Python expression {_short(value)}"
-    if value.startswith("%"):
-        return f"reads the file {_short(value)}"
-    if where.endswith("_target_") and not _harmless(value):
-        return f"builds {_short(value)}, which is no network, transform or inferer of MONAI"
-    return None
+def _places(module: Any) -> list[str]:
+    file = getattr(module, "__file__", None)
+    return [file] if file else list(getattr(module, "__path__", []))
 
 
-def _harmless(target: str) -> bool:
-    """Whether a ``_target_`` is a network, transform or inferer of MONAI that only computes."""
-    from monai import inferers, transforms
-    from monai.networks import nets
-
-    module, _, name = target.rpartition(".")
-    if module and not module.startswith(
-        ("monai.networks.nets", "monai.transforms", "monai.inferers")
-    ):
-        return False
-    if not name.isidentifier() or _ACTIVE_TRANSFORMS.match(name):
-        return False
-    found = next(
-        (getattr(place, name) for place in (nets, transforms, inferers) if hasattr(place, name)),
-        None,
-    )
-    kinds = (torch.nn.Module, transforms.Transform, inferers.Inferer)
-    return isinstance(found, type) and issubclass(found, kinds)
-
-
-def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{where}.{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{where}[{index}]")
-    else:
-        yield where, value
+def _is_path(key: Any) -> bool:
+    return "#" in str(key) or "::" in str(key)
 
 
 def _refuse_2d(config: dict[str, Any], network_id: str, metadata: dict[str, Any]) -> None:
     definition = config.get(network_id)
     dimensions = definition.get("spatial_dims", 3) if isinstance(definition, dict) else 3
-    formats = metadata.get("network_data_format", {}).get("inputs", {})
-    shape = next(iter(formats.values()), {}).get("spatial_shape", [])
+    shape = _format(metadata, "inputs").get("spatial_shape", [])
     if dimensions == 2 or (not isinstance(definition, dict) and len(shape) == 2):
         raise ModelError(
             "The bundle's network is 2-D. This extension explains networks that take 3-D volumes."
         )
+
+
+def _format(metadata: dict[str, Any], side: str) -> dict[str, Any]:
+    """What the metadata says about the first input or output; empty where it says nothing."""
+    found: Any = metadata
+    for key in ("network_data_format", side):
+        found = found.get(key, {}) if isinstance(found, dict) else {}
+    first: Any = next(iter(found.values()), {}) if isinstance(found, dict) else {}
+    return first if isinstance(first, dict) else {}
 
 
 def _task(output: dict[str, Any]) -> str | None:
@@ -335,7 +314,3 @@ def _advice(error: BaseException) -> str:
     if "ModuleNotFoundError" in text or "OptionalImportError" in text:
         return "Install the missing package."
     return "Check the bundle's configuration."
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,7 +1,7 @@
 """How a volume goes through the network: in one piece, or by overlapping windows that are fused.
 
-The plan reproduces :func:`monai.inferers.sliding_window_inference` window by window, so that the engine can pull a
-gradient back through each window alone.
+The plan reproduces :func:`monai.inferers.sliding_window_inference` window by window, so that the
+engine can pull a gradient back through each window alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Windows:
     Attributes
     ----------
     roi_size : (I, J, K)
-        Window in voxels of the network's grid; 0 or less takes the volume's own size along that axis.
+        Window in voxels of the network's grid; 0 or less takes the volume's own size along that
+        axis.
     overlap : (float, float, float)
         Part of a window shared with its neighbour, 0 <= overlap < 1.
     mode : {"gaussian", "constant"}
@@ -59,11 +60,13 @@ class Windows:
     def __post_init__(self) -> None:
         if len(self.roi_size) != 3 or len(self.overlap) != 3:
             raise ModelError(
-                f"A window has three axes; roi_size {self.roi_size} and overlap {self.overlap} were given."
+                f"A window has three axes; roi_size {self.roi_size} and overlap {self.overlap} "
+                "were given."
             )
         if not all(0 <= value < 1 for value in self.overlap):
             raise ModelError(
-                f"The overlap of windows must be at least 0 and less than 1; {self.overlap} was given."
+                f"The overlap of windows must be at least 0 and less than 1; {self.overlap} was "
+                "given."
             )
 
     def window_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -124,7 +127,7 @@ class WindowPlan:
         )
 
     def fraction(self, window: tuple[slice, ...]) -> torch.Tensor:
-        """Part that a window has in the fused output, shape of a window; over all windows it sums to 1 a voxel."""
+        """Part of a window in the fused output, shape of a window; all windows sum to 1."""
         return self.importance / self.weight_sum[window]
 
 

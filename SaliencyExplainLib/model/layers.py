@@ -1,16 +1,21 @@
 """The layers of a network: names, output shapes, and where their voxels really lie.
 
-The network is run once on tensors without data (shapes only, no computing), while every convolution, pooling,
-up-sampling, crop and pad is followed. So the grid of a layer follows from strides, padding and kernels, not from a guess:
-with stride 2 and padding 1 a feature voxel i at the bottom of a 4-level U-Net sits at input voxel 8 i, while resizing its
-map to the input's size would put it 3.5 voxels away along each axis.
+The network is run once on tensors without data (shapes only, no computing), while every
+convolution, pooling, up-sampling, crop and pad is followed. So the grid of a layer follows from
+strides, padding and kernels, not from a guess: with stride 2 and padding 1 a feature voxel i at the
+bottom of a 4-level U-Net sits at input voxel 8 i, while resizing its map to the input's size would
+put it 3.5 voxels away along each axis.
 
 Grid rules, per axis, with input grid (origin o, spacing s) in voxels of the network's input::
 
-    convolution, pooling      o + s (d (k - 1) / 2 - p),   s t                  kernel k, stride t, padding p, dilation d
-    transposed convolution    o + s (p - d (k - 1) / 2) / t,   s / t
-    resize from n to m        o + s (n / m - 1) / 2,   s n / m                  (corners aligned: o, s (n - 1) / (m - 1))
-    crop at a with step b     o + s a,   s b;    pad by a: o - s a
+    convolution, pooling      o + s (d (k - 1) / 2 - p),   s t                  kernel k, stride t,
+    padding p, dilation d transposed convolution    o + s (p - d (k - 1) / 2) / t,   s / t resize
+    from n to m        o + s (n / m - 1) / 2,   s n / m                  (corners aligned: o, s (n -
+    1) / (m - 1)) crop at a with step b     o + s a,   s b;    pad by a: o - s a
+
+Where paths of different grids meet (an up-sampled path and a skip), the features take the grid of
+the path with the smaller receptive field: fine detail sets the place. SegResNet's last features
+would otherwise lie 3.5 voxels before the voxels of the input that they stand on.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ __all__ = ["Grid", "LayerInfo", "trace_layers"]
 
 _aten = torch.ops.aten
 _POOLS = (_aten.max_pool3d_with_indices, _aten.avg_pool3d, _aten.max_pool3d)
+_ADAPTIVE = (_aten._adaptive_avg_pool3d, _aten.adaptive_avg_pool3d, _aten.adaptive_max_pool3d)
 _RESIZES = (_aten.upsample_trilinear3d, _aten.upsample_nearest3d, _aten._upsample_nearest_exact3d)
 _PADS = (_aten.constant_pad_nd, _aten.replication_pad3d, _aten.reflection_pad3d)
 _REORDERED = (_aten.permute, _aten.transpose, _aten.roll, _aten.t, _aten.movedim)
@@ -39,14 +45,14 @@ _RESHAPED = (_aten.view, _aten._unsafe_view, _aten.reshape)
 
 @dataclass(frozen=True)
 class Grid:
-    """Centre of voxel (0, 0, 0) and distance of neighbours along i, j, k, in voxels of the network's input."""
+    """Centre of voxel (0, 0, 0) and distance of neighbours, in voxels of the network's input."""
 
     origin: tuple[float, float, float]
     spacing: tuple[float, float, float]
     exact: bool = True
 
     def affine(self, network_affine: Any) -> np.ndarray:
-        """IJK-to-RAS matrix of the layer's voxels, shape (4, 4), from that of the network's input."""
+        """IJK-to-RAS matrix of the layer's voxels, (4, 4), from that of the network's input."""
         local = np.eye(4)
         local[:3, :3] = np.diag(self.spacing)
         local[:3, 3] = self.origin
@@ -66,14 +72,16 @@ class LayerInfo:
     grid : Grid
         Where the output's voxels lie.
     feeds_instance_norm : bool
-        Its output goes straight into an instance normalisation, where the gradient has zero mean: Grad-CAM weights
-        are zero there in theory and rounding noise in practice.
+        Its output goes straight into an instance normalisation, where the gradient has zero mean:
+        Grad-CAM weights are zero there in theory and rounding noise in practice.
     calls : int
         How often it ran in one forward pass.
     leaf : bool
         Whether it has no sub-modules.
     activation : bool
         Whether it is a nonlinearity (its type says so).
+    final : bool
+        Whether its output is the network's own.
     """
 
     name: str
@@ -84,6 +92,7 @@ class LayerInfo:
     calls: int
     leaf: bool
     activation: bool
+    final: bool = False
 
 
 def trace_layers(
@@ -94,7 +103,8 @@ def trace_layers(
     Parameters
     ----------
     network : torch.nn.Module
-        Left as it is: a copy without data is run, or, where it cannot be copied, the network itself in eval mode.
+        Left as it is: a copy without data is run, or, where it cannot be copied, the network itself
+        in eval mode.
     shape : (C, I, J, K)
         Shape of the network's input.
     device : torch.device
@@ -107,18 +117,20 @@ def trace_layers(
     """
     try:
         return _trace_without_data(network, shape, device)
-    except Exception:  # noqa: BLE001 - data-dependent code fails in many ways without data; the real run decides
-        pass
-    was_training = network.training
+    except Exception:  # noqa: BLE001 - code that looks at data fails in many ways without any
+        pass  # the real run below decides, and says what is wrong
+    modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():
             return _trace(network.eval(), torch.zeros((1, *shape), device=device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(
-            f"The network does not run on an input of shape {tuple(shape)} (C, I, J, K): {str(error).splitlines()[0]}."
+            f"The network does not run on an input of shape {tuple(shape)} (C, I, J, K): "
+            f"{str(error).splitlines()[0]}."
         ) from error
     finally:
-        network.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _trace_without_data(
@@ -134,12 +146,13 @@ def _trace_without_data(
 
 def _trace(network: torch.nn.Module, volume: torch.Tensor) -> list[LayerInfo]:
     follower = _Follower(volume)
-    seen: dict[str, tuple[str, torch.nn.Module, torch.Tensor, int]] = {}
+    seen: dict[str, _Finished] = {}
 
     def note(name: str, module: torch.nn.Module, output: Any) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 5:
-            calls = seen.pop(name)[3] + 1 if name in seen else 1
-            seen[name] = (type(module).__name__, module, output, calls)
+            calls = seen.pop(name).calls + 1 if name in seen else 1
+            state = follower.state(output)
+            seen[name] = _Finished(module, output, state, follower.places.get(id(output)), calls)
 
     with ExitStack() as attached:
         for name, module in network.named_modules():
@@ -149,153 +162,215 @@ def _trace(network: torch.nn.Module, volume: torch.Tensor) -> list[LayerInfo]:
                 )
                 attached.callback(hook.remove)
         attached.enter_context(follower)
-        network(volume)
+        result = network(volume)
+    final = {
+        follower.state(tensor) for tensor in [next(_tensors((result,)), None)] if tensor is not None
+    }
     return [
         LayerInfo(
             name=name,
-            kind=kind,
-            shape=tuple(output.shape[1:]),
-            grid=follower.grid_of(output),
-            feeds_instance_norm=follower.root(output) in follower.normalised,
-            calls=calls,
-            leaf=next(module.children(), None) is None,
-            activation=type(module).__module__.startswith("torch.nn.modules.activation")
-            or (
-                kind in ("MemoryEfficientSwish", "Swish", "Mish")
-                and "blocks" in type(module).__module__
-            ),
+            kind=type(one.module).__name__,
+            shape=tuple(one.output.shape[1:]),
+            grid=one.place.grid if one.place else _spread(volume, one.output),
+            feeds_instance_norm=one.state in follower.normalised - follower.used,
+            calls=one.calls,
+            leaf=next(one.module.children(), None) is None,
+            activation=_is_activation(one.module),
+            final=one.state in final,
         )
-        for name, (kind, module, output, calls) in seen.items()
-        if follower.plausible(output)
+        for name, one in seen.items()
+        if one.place or _divides(volume, one.output)
     ]
 
 
-class _Follower(TorchDispatchMode):
-    """Watches every tensor operation and keeps the grid of each volume.
+@dataclass(frozen=True)
+class _Place:
+    """Where a volume's voxels lie, and the receptive field of one of them, in input voxels."""
 
-    Tensors are kept alive for the length of the trace, so that an ``id`` means one tensor.
+    grid: Grid
+    field: float
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A module's last call; `state` and `place` as they were when it finished."""
+
+    module: torch.nn.Module
+    output: torch.Tensor
+    state: tuple[int, int]
+    place: _Place | None
+    calls: int
+
+
+def _is_activation(module: torch.nn.Module) -> bool:
+    kind, home = type(module).__name__, type(module).__module__
+    monai_own = kind in ("MemoryEfficientSwish", "Swish", "Mish") and "blocks" in home
+    return home.startswith("torch.nn.modules.activation") or monai_own
+
+
+def _spread(volume: torch.Tensor, features: torch.Tensor) -> Grid:
+    """Features spread evenly over the input, marked inexact: they could not be followed."""
+    ratios = [full / part for full, part in zip(volume.shape[2:], features.shape[2:], strict=True)]
+    return Grid(_triple((ratio - 1) / 2 for ratio in ratios), _triple(ratios), exact=False)
+
+
+def _divides(volume: torch.Tensor, features: torch.Tensor) -> bool:
+    """Whether features that were not followed may be a volume: channels-last ones are none."""
+    sizes = zip(volume.shape[2:], features.shape[2:], strict=True)
+    return all(full % part == 0 for full, part in sizes)
+
+
+class _Follower(TorchDispatchMode):
+    """Watches every tensor operation and keeps the place of each volume.
+
+    Tensors are kept alive for the length of the trace, so that an ``id`` means one tensor. What is
+    written into in place is another state of it.
+
+    Attributes
+    ----------
+    places : dict of int to _Place
+        By the identity of the tensor.
+    normalised, used : set of (int, int)
+        States that went into an instance normalisation, and into anything else.
     """
 
     def __init__(self, volume: torch.Tensor) -> None:
-        super().__init__()
-        self.start = volume
-        self.grids: dict[int, Grid] = {id(volume): Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.places = {id(volume): _Place(Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1.0)}
         self.roots: dict[int, int] = {}
-        self.normalised: set[int] = set()
+        self.normalised: set[tuple[int, int]] = set()
+        self.used: set[tuple[int, int]] = set()
         self.alive: list[torch.Tensor] = [volume]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = [(tensor, self.state(tensor)) for tensor in _tensors(args)]
         result = func(*args, **(kwargs or {}))
-        packet = func.overloadpacket
-        first = next(_tensors(args), None)
-        if first is not None:
-            self._note_norm(packet, args, first)
-            for output in _tensors((result,)):
-                self.alive.append(output)
-                if packet in _RESHAPED and output.numel() == first.numel():
-                    self.roots[id(output)] = self.root(first)
-                grid = self._grid(packet, args, kwargs or {}, first, output)
-                if grid is not None and id(output) not in self.grids:
-                    self.grids[id(output)] = grid
+        outputs = list(_tensors((result,)))
+        if not before or not outputs:
+            return result
+        packet, first = func.overloadpacket, before[0][0]
+        view = packet in _RESHAPED
+        if _normalises_instances(packet, args):
+            self.normalised.add(before[0][1])
+        elif not view:
+            self.used |= {state for _, state in before}
+        for output in outputs:
+            self.alive.append(output)
+            if view and output is not first and output.numel() == first.numel():
+                self.roots[id(output)] = self.state(first)[0]
+            place = self._place(packet, args, first, output)
+            if place is not None:
+                self.places[id(output)] = place
         return result
 
-    def root(self, tensor: torch.Tensor) -> int:
-        """Identity of the tensor that this one is a view of."""
-        return self.roots.get(id(tensor), id(tensor))
+    def state(self, tensor: torch.Tensor) -> tuple[int, int]:
+        """Identity of the tensor that this one is a view of, and how often it was written into."""
+        return self.roots.get(id(tensor), id(tensor)), tensor._version
 
-    def grid_of(self, tensor: torch.Tensor) -> Grid:
-        """Grid of a volume; spread evenly over the input, and marked inexact, where it could not be followed."""
-        known = self.grids.get(id(tensor))
-        if known is not None:
-            return known
-        ratios = [
-            full / part for full, part in zip(self.start.shape[2:], tensor.shape[2:], strict=True)
-        ]
-        return Grid(_triple((ratio - 1) / 2 for ratio in ratios), _triple(ratios), exact=False)
-
-    def plausible(self, tensor: torch.Tensor) -> bool:
-        """Whether a volume was followed, or at least divides the input evenly (channels-last features do not)."""
-        sizes = list(zip(self.start.shape[2:], tensor.shape[2:], strict=True))
-        return id(tensor) in self.grids or all(full % part == 0 for full, part in sizes)
-
-    def _note_norm(self, packet: Any, args: Any, first: torch.Tensor) -> None:
-        """Instance normalisation arrives as batch norm in training mode on a view, or as group norm of single channels."""
-        if (packet is _aten.native_batch_norm and args[5]) or (
-            packet is _aten.native_group_norm and args[6] == args[4]
-        ):
-            self.normalised.add(self.root(first))
-
-    def _grid(
-        self, packet: Any, args: Any, kwargs: Any, first: torch.Tensor, output: torch.Tensor
-    ) -> Grid | None:
+    def _place(
+        self, packet: Any, args: Any, first: torch.Tensor, output: torch.Tensor
+    ) -> _Place | None:
         if output.ndim != 5 or packet in _REORDERED:
             return None
-        grid = self.grids.get(id(first))
-        if packet is _aten.convolution and grid is not None:
-            kernel = args[1].shape[2:]
-            stride, padding, dilation, transposed = args[3:7]
-            return _convolved(
-                grid, kernel, _three(stride), _three(padding), _three(dilation), transposed
-            )
-        if packet in _POOLS and grid is not None:
-            kernel = _three(args[1])
-            stride = _three(args[2]) if len(args) > 2 and args[2] else kernel
-            padding = _three(args[3]) if len(args) > 3 else (0, 0, 0)
-            dilation = (
-                _three(args[4]) if packet is not _aten.avg_pool3d and len(args) > 4 else (1, 1, 1)
-            )
-            return _convolved(grid, kernel, stride, padding, dilation, False)
-        if packet in _RESIZES and grid is not None:
-            aligned = packet is _aten.upsample_trilinear3d and bool(
-                kwargs.get("align_corners", args[2])
-            )
-            return _resized(grid, first.shape[2:], output.shape[2:], aligned)
-        if packet is _aten.slice and grid is not None:
-            return _sliced(grid, args, first)
-        if packet in _PADS and grid is not None:
-            before = [*args[1][-2::-2], 0, 0, 0][:3] if len(args[1]) >= 6 else [0, 0, 0]
-            return _shifted(grid, [-amount for amount in before])
-        for tensor in _tensors(args):
-            if (
-                tensor.ndim == 5
-                and tensor.shape[2:] == output.shape[2:]
-                and id(tensor) in self.grids
-            ):
-                return self.grids[id(tensor)]
-        return None
+        known = self.places.get(id(first))
+        moved = None if known is None else _moved(packet, args, known, first, output)
+        if moved is not None:
+            return moved
+        met = [
+            self.places[id(tensor)]
+            for tensor in _tensors(args)
+            if id(tensor) in self.places and tensor.shape[2:] == output.shape[2:]
+        ]
+        if not met:
+            return None
+        finest = min(met, key=lambda place: place.field)
+        return _Place(finest.grid, max(place.field for place in met))
+
+
+def _normalises_instances(packet: Any, args: Any) -> bool:
+    """Whether this is an instance norm: batch norm in training mode on a view, or group norm."""
+    return bool(
+        (packet in (_aten.native_batch_norm, _aten.cudnn_batch_norm) and args[5])
+        or (packet is _aten.native_group_norm and args[6] == args[4])
+    )
+
+
+def _moved(
+    packet: Any, args: Any, place: _Place, first: torch.Tensor, output: torch.Tensor
+) -> _Place | None:
+    """Place behind an operation that moves voxels; None for one that leaves them where they are."""
+    grid, before, after = place.grid, first.shape[2:], output.shape[2:]
+    if packet is _aten.convolution:
+        kernel = args[1].shape[2:]
+        stride, padding, dilation, transposed = args[3:7]
+        sizes = (kernel, _three(stride), _three(padding), _three(dilation))
+        return _convolved(place, *sizes, transposed)
+    if packet in _POOLS:
+        kernel = _three(args[1])
+        stride = _three(args[2]) if len(args) > 2 and args[2] else kernel
+        padding = _three(args[3]) if len(args) > 3 else (0, 0, 0)
+        dilated = packet is not _aten.avg_pool3d and len(args) > 4
+        dilation = _three(args[4]) if dilated else (1, 1, 1)
+        return _convolved(place, kernel, stride, padding, dilation, False)
+    if packet in _ADAPTIVE and all(n % m == 0 for n, m in zip(before, after, strict=True)):
+        kernel = [n // m for n, m in zip(before, after, strict=True)]
+        return _convolved(place, kernel, kernel, (0, 0, 0), (1, 1, 1), False)
+    if packet in _RESIZES:
+        aligned = packet is _aten.upsample_trilinear3d and bool(args[2])
+        resized = _resized(grid, before, after, _scales(packet, args), aligned)
+        return _Place(resized, place.field + max(grid.spacing))
+    if packet is _aten.slice:
+        return _Place(_sliced(grid, args, first), place.field)
+    if packet in _PADS:
+        front = [*args[1][::2], 0, 0, 0][:3]
+        return _Place(_shifted(grid, [-amount for amount in reversed(front)]), place.field)
+    if packet is _aten.flip:
+        return _Place(_flipped(grid, args[1], first), place.field)
+    return None
 
 
 def _convolved(
-    grid: Grid, kernel: Any, stride: Any, padding: Any, dilation: Any, transposed: bool
-) -> Grid:
+    place: _Place, kernel: Any, stride: Any, padding: Any, dilation: Any, transposed: bool
+) -> _Place:
+    grid = place.grid
     reach = [d * (k - 1) / 2 - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    wider = max(s * d * (k - 1) for s, d, k in zip(grid.spacing, dilation, kernel, strict=True))
     if transposed:
-        origin = [
-            o - s * r / t
-            for o, s, r, t in zip(grid.origin, grid.spacing, reach, stride, strict=True)
-        ]
-        return Grid(
-            _triple(origin),
-            _triple(s / t for s, t in zip(grid.spacing, stride, strict=True)),
-            grid.exact,
-        )
-    spacing = _triple(s * t for s, t in zip(grid.spacing, stride, strict=True))
-    return Grid(_shifted(grid, reach).origin, spacing, grid.exact)
+        back = [-r / t for r, t in zip(reach, stride, strict=True)]
+        spacing = [s / t for s, t in zip(grid.spacing, stride, strict=True)]
+        moved = _shifted(grid, back)
+    else:
+        spacing = [s * t for s, t in zip(grid.spacing, stride, strict=True)]
+        moved = _shifted(grid, reach)
+    return _Place(Grid(moved.origin, _triple(spacing), grid.exact), place.field + wider)
 
 
-def _resized(grid: Grid, before: Any, after: Any, aligned: bool) -> Grid:
+def _scales(packet: Any, args: Any) -> tuple[float | None, ...]:
+    """Factors (i, j, k) that a resize was asked for by; None where it was asked for by size."""
+    given = args[3:] if packet is _aten.upsample_trilinear3d else args[2:]
+    return tuple(given) if len(given) == 3 else (None, None, None)
+
+
+def _resized(grid: Grid, before: Any, after: Any, scales: Any, aligned: bool) -> Grid:
     if aligned:
         spacing = [
             s * (n - 1) / max(m - 1, 1) for s, n, m in zip(grid.spacing, before, after, strict=True)
         ]
         return Grid(grid.origin, _triple(spacing), grid.exact)
-    ratios = [n / m for n, m in zip(before, after, strict=True)]
+    # A factor is used as it is: 7 voxels by 1.5 become 10, spaced 1 / 1.5 and not 7 / 10.
+    ratios = [
+        1 / scale if scale else n / m for n, m, scale in zip(before, after, scales, strict=True)
+    ]
     shifted = _shifted(grid, [(ratio - 1) / 2 for ratio in ratios])
-    return Grid(
-        shifted.origin,
-        _triple(s * r for s, r in zip(grid.spacing, ratios, strict=True)),
-        grid.exact,
-    )
+    spacing = [s * r for s, r in zip(grid.spacing, ratios, strict=True)]
+    return Grid(shifted.origin, _triple(spacing), grid.exact)
+
+
+def _flipped(grid: Grid, axes: Any, tensor: torch.Tensor) -> Grid:
+    flipped = {axis % tensor.ndim - 2 for axis in axes}
+    last = [tensor.shape[axis + 2] - 1 if axis in flipped else 0 for axis in range(3)]
+    spacing = [-s if axis in flipped else s for axis, s in enumerate(grid.spacing)]
+    return Grid(_shifted(grid, last).origin, _triple(spacing), grid.exact)
 
 
 def _sliced(grid: Grid, args: Any, tensor: torch.Tensor) -> Grid:
@@ -321,7 +396,7 @@ def _shifted(grid: Grid, by: Sequence[float]) -> Grid:
 
 def _three(value: Any) -> tuple[Any, Any, Any]:
     values = list(value) if isinstance(value, Sequence) else [value]
-    return tuple(values * 3 if len(values) == 1 else values)  # type: ignore[return-value]
+    return tuple(values * 3 if len(values) == 1 else values)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
@@ -335,3 +410,5 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())

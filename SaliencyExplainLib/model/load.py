@@ -1,7 +1,8 @@
-"""Load whatever a person has: a network, a MONAI bundle, TorchScript, or weights for a network that is named.
+"""Load what a person has: a network, a MONAI bundle, TorchScript, or weights and a network.
 
-A model file can carry code: a pickle, a TorchScript program, a bundle whose configuration holds Python expressions.
-Such files are opened only with ``trusted=True``; plain tensors are read with ``weights_only=True``.
+A model file can carry code: a pickle, a TorchScript program, a bundle whose configuration holds
+Python expressions. Such files are opened only with ``trusted=True``; plain tensors are read with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ _OPTIONS = (
     "network_arguments",
     "device",
 )
+#: What reading a damaged file raises, as found by damaging some hundreds.
+_DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 #: Where training code puts the weights inside a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -46,8 +61,8 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
     Parameters
     ----------
     source : torch.nn.Module, Model, str or Path
-        A network; a MONAI bundle (folder or .zip; JSON or YAML); a TorchScript file (.ts, .pt); or a state dict
-        (.pt, .pth, .safetensors) together with ``network=``.
+        A network; a MONAI bundle (folder or .zip; JSON or YAML); a TorchScript file (.ts, .pt); or
+        a state dict (.pt, .pth, .safetensors) together with ``network=``.
     trusted : bool
         Whether code inside the file may run.
     task : {"segmentation", "classification", "regression"}
@@ -61,7 +76,8 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
     activation : {"softmax", "sigmoid", "none"}
         Left out: "none" for regression, "sigmoid" for a single output, else "softmax".
     network : str or torch.nn.Module
-        For a state dict: ``"package.module:factory"`` (called with `network_arguments`), or a network to fill.
+        For a state dict: ``"package.module:factory"`` (called with `network_arguments`), or a
+        network to fill.
     network_arguments : mapping
         Keyword arguments of the factory.
     device : str or torch.device
@@ -85,20 +101,30 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
             f"load_model has no option {unknown[0]!r}. Options: {', '.join(_OPTIONS)}."
         )
     if isinstance(source, Model):
+        if options:
+            raise ModelError(
+                f"The model is loaded already; {', '.join(options)} cannot change it. Give the "
+                "options when it is loaded first."
+            )
         return source
     if isinstance(source, torch.nn.Module):
         facts: dict[str, Any] = {"network": source, "provenance": {"format": "network in memory"}}
         return _finished(facts, options)
+    if not isinstance(source, str | PathLike):
+        raise ModelError(
+            f"A model is a network or the path of a file; {type(source).__name__} was given."
+        )
     path = Path(source)
     if not path.exists():
         raise ModelError(
-            f"There is no model at {str(path)!r}. Give a bundle folder or .zip, or a .ts, .pt or .pth file."
+            f"There is no model at {str(path)!r}. Give a bundle folder or .zip, or a .ts, .pt or "
+            ".pth file."
         )
     with find_bundle(path) as bundle:
         if bundle is not None:
             facts = read_bundle(bundle, trusted=trusted)
             if facts["network"] is None:
-                facts["network"] = torch.jit.load(str(facts["weights"]), map_location="cpu")
+                facts["network"] = _scripted(facts["weights"])
             else:
                 _fill(
                     facts["network"],
@@ -119,18 +145,11 @@ def _read_file(path: Path, trusted: bool, options: Mapping[str, Any]) -> dict[st
     if _is_torchscript(path):
         if not trusted:
             raise UntrustedModelError(
-                f"{path.name!r} is a TorchScript file: it holds a program, which loading and running it would execute. "
+                f"{path.name!r} is a TorchScript file: it holds a program, which loading and "
+                "running it would execute. "
                 "If you know where it comes from, allow it with trusted=True (--trust)."
             )
-        try:
-            return {
-                "network": torch.jit.load(str(path), map_location="cpu"),
-                "provenance": provenance,
-            }
-        except RuntimeError as error:
-            raise ModelError(
-                f"{path.name!r} could not be opened as TorchScript: {_first_line(error)}."
-            ) from error
+        return {"network": _scripted(path), "provenance": provenance}
     weights = _read_weights(path, trusted=trusted)
     if isinstance(weights, torch.nn.Module):
         return {"network": weights, "provenance": provenance | {"format": "pickled network"}}
@@ -138,11 +157,22 @@ def _read_file(path: Path, trusted: bool, options: Mapping[str, Any]) -> dict[st
     if network is None:
         raise ModelError(
             f"{path.name!r} holds weights without a network. Say which network they belong to: "
-            'network="package.module:factory" (--network), for example "monai.networks.nets:UNet" with network_arguments.'
+            'network="package.module:factory" (--network), for example '
+            '"monai.networks.nets:UNet" with network_arguments.'
         )
     network = _made(network, options.get("network_arguments") or {})
     _fill(network, weights, path.name)
     return {"network": network, "provenance": provenance | {"format": "state dict"}}
+
+
+def _scripted(path: Path) -> torch.nn.Module:
+    try:
+        network: torch.nn.Module = torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path.name!r} could not be opened as TorchScript: {_first_line(error)}."
+        ) from error
+    return network
 
 
 def _finished(facts: dict[str, Any], options: Mapping[str, Any]) -> Model:
@@ -152,7 +182,7 @@ def _finished(facts: dict[str, Any], options: Mapping[str, Any]) -> Model:
             "The task of this model is not known. Say what it does: "
             'task="segmentation", "classification" or "regression" (--task).'
         )
-    labels = tuple(options.get("labels") or facts.get("labels") or ())
+    labels = _names("labels", options, facts)
     network = facts["network"]
     network.eval()
     if options.get("device") is not None:
@@ -167,12 +197,19 @@ def _finished(facts: dict[str, Any], options: Mapping[str, Any]) -> Model:
         network=network,
         task=task,
         labels=labels,
-        channels=tuple(options.get("channels") or facts.get("channels") or ()),
+        channels=_names("channels", options, facts),
         preprocess=_preprocess(options.get("preprocess", facts.get("preprocess"))),
         inferer=read_inferer(options.get("inferer", facts.get("inferer"))),
         activation=activation,
         provenance={**facts["provenance"], "class": type(network).__name__, "parameters": count},
     )
+
+
+def _names(what: str, options: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, ...]:
+    names = options.get(what) or facts.get(what) or ()
+    if isinstance(names, str):
+        raise ModelError(f"The {what} are a list of names; the text {names!r} was given.")
+    return tuple(str(name) for name in names)
 
 
 def _preprocess(transform: Any) -> Preprocess:
@@ -209,7 +246,8 @@ def _read_weights(path: Path, *, trusted: bool) -> Any:
     """A state dict (or, trusted, a pickled network)."""
     if not path.is_file():
         raise ModelError(
-            f"The weights {path.name!r} are missing. Download the complete bundle, or put them there."
+            f"The weights {path.name!r} are missing. Download the complete bundle, or put them "
+            "there."
         )
     if path.suffix == ".safetensors":
         try:
@@ -223,18 +261,20 @@ def _read_weights(path: Path, *, trusted: bool) -> Any:
         start = file.read(2)
     if not (zipfile.is_zipfile(path) or start[:1] == b"\x80"):
         raise ModelError(
-            f"{path.name!r} is no model file. Give a bundle folder or .zip, or a .ts, .pt or .pth file."
+            f"{path.name!r} is no model file. Give a bundle folder or .zip, or a .ts, .pt or .pth "
+            "file."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trusted:
             raise UntrustedModelError(
-                f"{path.name!r} holds pickled Python objects beside its tensors; opening them can run any code. "
+                f"{path.name!r} holds pickled Python objects beside its tensors; opening them can "
+                "run any code. "
                 "If you know where it comes from, allow it with trusted=True (--trust)."
             ) from error
         content = _unpickled(path)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise ModelError(
             f"{path.name!r} could not be read as weights: {_first_line(error)}."
         ) from error
@@ -258,7 +298,8 @@ def _fill(network: torch.nn.Module, content: Any, name: str) -> None:
         if inner is None:
             keys = ", ".join(map(str, list(weights)[:6]))
             raise ModelError(
-                f"{name!r} holds no state dict (found: {keys}). Expected tensors by name, or one of {_WRAPPERS}."
+                f"{name!r} holds no state dict (found: {keys}). Expected tensors by name, or one "
+                f"of {_WRAPPERS}."
             )
         weights = inner
     if isinstance(weights, torch.nn.Module):
@@ -275,13 +316,16 @@ def _fill(network: torch.nn.Module, content: Any, name: str) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         raise ModelError(
-            f"The weights in {name!r} do not fit the network {type(network).__name__}: {(lines or ['?'])[0]}. "
+            f"The weights in {name!r} do not fit the network {type(network).__name__}: "
+            f"{(lines or ['?'])[0]}. "
             "Check the network's arguments against those it was trained with."
         ) from error
 
 
 def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
+    return bool(content) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    )
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -26,7 +26,7 @@ class Model:
     Attributes
     ----------
     network : torch.nn.Module
-        Takes (B, C, I, J, K), gives (B, O, I, J, K) or (B, O): raw scores before softmax or sigmoid.
+        Takes (B, C, I, J, K), gives (B, O, I, J, K) or (B, O): scores before softmax or sigmoid.
     task : {"segmentation", "classification", "regression"}
     labels : tuple of str
         Names of the outputs; empty when unknown.
@@ -54,11 +54,13 @@ class Model:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ModelError(
-                f"The task must be one of {', '.join(TASKS)}; {self.task!r} was given. Say what the network does."
+                f"The task must be one of {', '.join(TASKS)}; {self.task!r} was given. Say what "
+                "the network does."
             )
         if self.activation not in ACTIVATIONS:
             raise ModelError(
-                f"The activation must be one of {', '.join(ACTIVATIONS)}; {self.activation!r} was given."
+                f"The activation must be one of {', '.join(ACTIVATIONS)}; {self.activation!r} was "
+                "given."
             )
 
     @property
@@ -106,7 +108,8 @@ class Model:
                 else f"Leave out {-missing}."
             )
             raise ImageError(
-                f"The model expects {wanted} input channel{'s' if wanted > 1 else ''} ({', '.join(self.channels)}); "
+                f"The model expects {wanted} input channel{'s' if wanted > 1 else ''} "
+                f"({', '.join(self.channels)}); "
                 f"{given} volume{'s were' if given > 1 else ' was'} given. {advice}"
             )
         return self.preprocess.apply(image)
@@ -130,7 +133,8 @@ class Model:
         Raises
         ------
         ModelError
-            If neither is given for a network without a window size, or the network fails on that shape.
+            If neither is given for a network without a window size, or the network fails on that
+            shape.
         """
         if self.scripted:
             raise ModelError(
@@ -157,7 +161,8 @@ class Model:
         lines = [
             f"{type(self.network).__name__}, {self.task}, {count:,} parameters, {self.activation}",
             f"inputs: {', '.join(self.channels) or 'not named'}",
-            f"outputs: {', '.join(f'{i} {name}' for i, name in enumerate(self.labels)) or 'not named'}",
+            "outputs: "
+            f"{', '.join(f'{i} {name}' for i, name in enumerate(self.labels)) or 'not named'}",
             f"preprocessing: {self.preprocess.describe()}",
             f"inference: {self.inferer.describe()}",
         ]

@@ -1,15 +1,16 @@
 """From the scan's grid to the network's and back.
 
-Any MONAI transform, on arrays or on dictionaries. Reading is done already, so transforms that load files or move the
-channel axis are left out. The way back uses the transforms' own inverses; where those do not give the input's grid (a
-transform without an inverse), the map is interpolated by world position, since every MONAI image knows its affine.
+Any MONAI transform, on arrays or on dictionaries. Reading is done already, so transforms that load
+files or move the channel axis are left out. The way back uses the transforms' own inverses; where
+those do not give the input's grid (a transform without an inverse), the map is interpolated by
+world position, since every MONAI image knows its affine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
@@ -66,17 +67,18 @@ class Preprocess:
         except Exception as error:
             reason = str(error.__cause__ or error).strip().splitlines()
             raise ImageError(
-                f"The model's preprocessing failed on a volume of shape {tuple(image.shape)} (C, I, J, K): "
-                f"{reason[0] if reason else type(error).__name__}. Check that this is the kind of scan the model was made for."
+                f"The model's preprocessing failed on a volume of shape {tuple(image.shape)} (C, "
+                "I, J, K): "
+                f"{reason[0] if reason else type(error).__name__}. Check that this is the kind of "
+                "scan the model was made for."
             ) from error
         if not isinstance(result, MetaTensor) or result.ndim != 4 or 0 in result.shape:
             raise ImageError(
-                f"The model's preprocessing gave {_form(result)}; a volume (C, I, J, K) was expected. "
+                f"The model's preprocessing gave {_form(result)}; a volume (C, I, J, K) was "
+                "expected. "
                 "Check the preprocessing and that the scan is 3-D."
             )
-        if result.dtype != torch.float32:
-            result = result.to(torch.float32)
-        return result
+        return cast(MetaTensor, result.float())
 
     def invert(
         self, map_: torch.Tensor, network_image: MetaTensor, image: MetaTensor
@@ -95,8 +97,8 @@ class Preprocess:
         Returns
         -------
         MetaTensor, shape (M, I, J, K)
-            Values are interpolated (trilinear), not mass-corrected: a map keeps its unit "per network voxel". Zero
-            where the network did not look.
+            Values are interpolated (trilinear), not mass-corrected: a map keeps its unit "per
+            network voxel". Zero where the network did not look.
         """
         on_network = make_image(map_, network_image.affine)
         if same_grid(on_network, image):
@@ -129,7 +131,8 @@ class Preprocess:
         compose, key = self._plan()
         if not any(isinstance(step, InvertibleTransform) for step in compose.transforms):
             return None
-        # A map is interpolated linearly even where the image was resampled with splines: splines overshoot.
+        # A map is interpolated linearly even where the image was resampled with splines: splines
+        # overshoot.
         done = convert_applied_interp_mode(
             network_image.applied_operations, mode="bilinear", align_corners=None
         )

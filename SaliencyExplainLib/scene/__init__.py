@@ -1,7 +1,9 @@
-"""The scene of 3D Slicer: nodes become images, explanations become nodes. The only part that imports ``slicer``.
+"""The scene of 3D Slicer: nodes become images, explanations become nodes.
 
-It works inside the application and with ``slicer-core`` (``pip install slicer-core``), which is the same scene without
-windows. Importing this package imports neither slicer nor torch; the first use of a name does.
+The only part that imports ``slicer``.
+It works inside the application and with ``slicer-core`` (``pip install slicer-core``), which is the
+same scene without windows. Importing this package imports neither slicer nor torch; the first use
+of a name does.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import packages
     from .colors import make_color_node, set_dead_band
     from .display import (
         jump_to,
@@ -47,6 +50,7 @@ __all__ = [
     "make_color_node",
     "mask_from_segment",
     "new_scene",
+    "packages",
     "peak_world_ras",
     "point_from_node",
     "publish",
@@ -88,6 +92,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "packages":
+        return importlib.import_module(".packages", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

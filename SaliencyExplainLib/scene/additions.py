@@ -53,10 +53,12 @@ class Additions:
         self._nodes.append(node)
         if self._scene.AddNode(node) is not node:
             raise SceneError(
-                f"The scene did not accept {node.GetName()!r} ({type(node).__name__}). Save, restart, try again."
+                f"The scene did not accept {node.GetName()!r} ({type(node).__name__}). Save, "
+                "restart, try again."
             )
         if folder is not None:
-            # The application makes an item for each node; without its Qt logic GetItemByDataNode gives 0.
+            # The application makes an item for each node; without its Qt logic GetItemByDataNode
+            # gives 0.
             known = self._hierarchy.GetItemByDataNode(node)
             item = known or self._hierarchy.CreateItem(folder, node)
             self._items.append(item)
@@ -77,13 +79,13 @@ class Additions:
         return item
 
     def home_of(self, nodes: Sequence[Any]) -> int:
-        """Item of the folder, study or patient that holds the first node; the scene's item if none does."""
+        """Item of the folder, study or patient of the first node; the scene's item if none."""
         item = self._hierarchy.GetItemByDataNode(nodes[0]) if nodes else 0
         parent = self._hierarchy.GetItemParent(item) if item else 0
         return int(parent or self._hierarchy.GetSceneItemID())
 
     def _free_name(self, wanted: str) -> str:
-        """Return the name, with a number if another node has it; the scene's own counters are left alone."""
+        """Return the name, with a number if another node has it."""
         number, free = 1, wanted
         while self._scene.GetFirstNodeByName(free) is not None:
             number += 1

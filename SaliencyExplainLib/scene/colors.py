@@ -1,14 +1,16 @@
-"""Colours of attribution maps: zero in the middle, equal steps for the eye, and nothing where there is nothing.
+"""Colours of attribution maps: zero in the middle, and equal steps for the eye.
 
-Slice views treat a table's alpha as a switch (0 hides, anything else shows), and a display threshold can show one interval
-only. So the small values around zero are hidden by a table of the map's own with alpha 0 there (the dead band).
+Slice views treat a table's alpha as a switch (0 hides, anything else shows), and a display
+threshold can show one interval only. So the small values around zero are hidden by a table of the
+map's own with alpha 0 there (the dead band).
 
-The colours are straight lines in Oklab [1]_, so equal steps of attribution look equally large. Both arms of the
-diverging table have the same lightness: blue does not look stronger than red.
+The colours are straight lines in Oklab [1]_, so equal steps of attribution look equally large. Both
+arms of the diverging table have the same lightness: blue does not look stronger than red.
 
 References
 ----------
-.. [1] B. Ottosson, "A perceptual color space for image processing", 2020, https://bottosson.github.io/posts/oklab/
+.. [1] B. Ottosson, "A perceptual color space for image processing", 2020,
+https://bottosson.github.io/posts/oklab/
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def colors_rgb(signed: bool) -> NDArray[np.float64]:
 
 
 def hidden(signed: bool, fraction: float) -> NDArray[np.bool_]:
-    """Which of the 255 entries a dead band hides: ``|value| < fraction * maximum``, and always zero itself."""
+    """Which of the 255 entries a dead band hides: small values, and always zero itself."""
     lowest = -1.0 if signed else 0.0
     values = np.linspace(lowest, 1.0, ENTRIES)
     return (np.abs(values) < fraction) | (np.abs(values) < 1e-9)
@@ -85,7 +87,7 @@ def make_color_node(
 def set_dead_band(
     color_node: slicer.vtkMRMLColorTableNode, fraction: float, signed: bool | None = None
 ) -> None:
-    """Hide the values around zero: entries below `fraction` of the display range's end become transparent.
+    """Hide the values around zero: they become transparent in the slice views.
 
     Parameters
     ----------
@@ -103,13 +105,15 @@ def set_dead_band(
     """
     if not 0 <= fraction <= 0.99:
         raise SceneError(
-            f"The dead band is a fraction between 0 and 0.99 of the display range; {fraction} was given."
+            f"The dead band is a fraction between 0 and 0.99 of the display range; {fraction} was "
+            "given."
         )
     if signed is None:
         kind = color_node.GetAttribute(_SIGNED) if color_node is not None else None
         if kind is None:
             raise SceneError(
-                "This colour table was not made by SaliencyExplain. Choose the colour node of a published map."
+                "This colour table was not made by SaliencyExplain. Choose the colour node of a "
+                "published map."
             )
         signed = kind == "true"
     alpha = np.where(hidden(signed, fraction), 0.0, 1.0)
@@ -123,7 +127,8 @@ def set_dead_band(
                 index, form.format(span[index]), red, green, blue, float(alpha[index])
             )
         if not hasattr(color_node, "SetColorDefined"):
-            # Before names became part of an entry (Slicer 5.8), they were made up anew unless this was said.
+            # Before names became part of an entry (Slicer 5.8), they were made up anew unless this
+            # was said.
             color_node.NamesInitialisedOn()
 
 

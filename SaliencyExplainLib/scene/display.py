@@ -1,7 +1,7 @@
-"""What people see after a run: the map over the anatomy, a legend, and the slices at the map's peak.
+"""What people see after a run: map over anatomy, a legend, the slices at the peak.
 
-Slice views are described by nodes of the scene, so most of this works without the application too; what needs its windows
-is guarded, as the application may run without any (``--no-main-window``).
+Slice views are described by nodes of the scene, so most of this works without the application too;
+what needs its windows is guarded, as the application may run without any (``--no-main-window``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPACITY = 0.6
 
 @dataclass(frozen=True)
 class Layers:
-    """What one slice view showed: its node's ID, background, foreground and the foreground's opacity."""
+    """What one slice view showed: IDs of its node and volumes, and the foreground's opacity."""
 
     view_id: str
     background_id: str | None
@@ -48,7 +48,10 @@ class Layers:
 def show_results(
     published: Published, scene: slicer.vtkMRMLScene | None = None, background: Any = None
 ) -> tuple[Layers, ...]:
-    """Lay the first map over `background`, add a legend and go to the peak; returns what the views showed before."""
+    """Lay the first map over `background`, add a legend and go to the peak.
+
+    Returns what the views showed before.
+    """
     volume = published.volumes[0]
     before = show_over(volume, background, scene=scene)
     show_legend(volume, title=volume.GetAttribute("SaliencyExplain.title") or "")
@@ -108,7 +111,7 @@ def show_over(
 
 
 def restore_layers(layers: tuple[Layers, ...], scene: slicer.vtkMRMLScene | None = None) -> None:
-    """Give the slice views back what they showed; views and volumes that are gone are passed over."""
+    """Give the slice views back what they showed, as far as it is still there."""
     current = scene_or_default(scene)
     for one in layers:
         view = current.GetNodeByID(one.view_id)
@@ -120,7 +123,10 @@ def restore_layers(layers: tuple[Layers, ...], scene: slicer.vtkMRMLScene | None
 
 
 def show_legend(volume: slicer.vtkMRMLVolumeNode, visible: bool = True, title: str = "") -> Any:
-    """Show or hide the colour legend of a map; returns its display node, None where the scene knows no legends."""
+    """Show or hide the colour legend of a map.
+
+    Returns its display node, None where the scene knows no legends.
+    """
     logic = slicer.vtkSlicerColorLogic
     node = logic.GetColorLegendDisplayNode(volume)
     if node is None and visible and _knows_legends(volume.GetScene()):

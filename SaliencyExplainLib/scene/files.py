@@ -1,4 +1,4 @@
-"""Scene files (.mrb): written whole or not at all, and read back with or without the application."""
+"""Scene files (.mrb): written whole or not at all, read back in and out of the application."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ __all__ = ["load_mrb", "save_mrb"]
 
 
 def save_mrb(scene: slicer.vtkMRMLScene | None, path: str | Path) -> Path:
-    """Write a scene with all its data into one file; an older file is replaced only by a complete one.
+    """Write a scene with all its data into one file, whole or not at all.
 
-    Slicer makes left-handed volumes right-handed when it reads a file: the last axis is reversed, voxels and IJKToRAS
-    alike, for maps and inputs in the same way. Every voxel stays where it is in the patient.
+    Slicer makes left-handed volumes right-handed when it reads a file: the last axis is reversed,
+    voxels and IJKToRAS alike, for maps and inputs in the same way. Every voxel stays where it is in
+    the patient.
 
     Parameters
     ----------
@@ -37,17 +38,20 @@ def save_mrb(scene: slicer.vtkMRMLScene | None, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".mrb":
         raise SceneError(
-            f"A scene file ends in .mrb; {path.name!r} was given. Choose a name such as 'result.mrb'."
+            f"A scene file ends in .mrb; {path.name!r} was given. Choose a name such as "
+            "'result.mrb'."
         )
     current = scene_or_default(scene)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own rather than under another name: the bundle's inner folder is named after the file.
+        # In a folder of its own rather than under another name: the bundle's inner folder is named
+        # after the file.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
             part = Path(folder) / path.name
             if not current.WriteToMRB(str(part)) or not part.is_file():
                 raise SceneError(
-                    f"The scene could not be written to {str(path)!r}. Check free space and the folder's rights."
+                    f"The scene could not be written to {str(path)!r}. Check free space and the "
+                    "folder's rights."
                 )
             part.replace(path)
     except OSError as error:
@@ -79,6 +83,7 @@ def load_mrb(path: str | Path) -> slicer.vtkMRMLScene:
     enable_reading(scene)
     if not scene.ReadFromMRB(str(path), True):
         raise SceneError(
-            f"{path.name!r} could not be read as a scene. Give a file written by 3D Slicer or save_mrb()."
+            f"{path.name!r} could not be read as a scene. Give a file written by 3D Slicer or "
+            "save_mrb()."
         )
     return scene

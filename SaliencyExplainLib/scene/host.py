@@ -1,4 +1,4 @@
-"""Which scene, and which host: the application, ``slicer-core``, or a scene that somebody hands in."""
+"""Which scene, and which host: the application, ``slicer-core``, or a given scene."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ except ModuleNotFoundError as error:
         "Run this inside 3D Slicer, or install it with: pip install slicer-core"
     ) from error
 
-__all__ = ["in_app", "new_scene", "release_scene", "scene_or_default"]
+__all__ = ["in_app", "new_scene", "release_scene", "scene_or_default", "slicer"]
 
-# An application logic keeps only weak pointers to the module logics, and a colour logic that dies takes its colour nodes
-# with it. So the logics of a scene made here stay in this table until release_scene().
+# An application logic keeps only weak pointers to the module logics, and a colour logic that dies
+# takes its colour nodes with it. So the logics of a scene made here stay in this table until
+# release_scene().
 _LOGICS: dict[Any, list[Any]] = {}
-# Data: removes display and storage nodes that lost their owner, as the application does. The others register node
-# classes, which a scene file may hold.
+# Data: removes display and storage nodes that lost their owner, as the application does. The others
+# register node classes, which a scene file may hold.
 _MODULE_LOGICS = (
     "vtkSlicerDataModuleLogic",
     "vtkSlicerSequencesLogic",
@@ -33,14 +34,15 @@ _MODULE_LOGICS = (
 
 
 def in_app() -> bool:
-    """Whether this runs inside the Slicer application (``slicer-core`` has the scene but no ``slicer.app``)."""
+    """Whether this runs inside the application (``slicer-core`` has no ``slicer.app``)."""
     return hasattr(slicer, "app")
 
 
 def scene_or_default(scene: slicer.vtkMRMLScene | None = None) -> slicer.vtkMRMLScene:
     """Return the given scene, else the application's, else a new one.
 
-    A new one is also remembered as ``slicer.mrmlScene`` when there is none, so that ``slicer.util`` works on it.
+    A new one is also remembered as ``slicer.mrmlScene`` when there is none, so that ``slicer.util``
+    works on it.
 
     Raises
     ------
@@ -53,22 +55,25 @@ def scene_or_default(scene: slicer.vtkMRMLScene | None = None) -> slicer.vtkMRML
         scene = slicer.mrmlScene = new_scene()
     if not isinstance(scene, slicer.vtkMRMLScene):
         raise SceneError(
-            f"A vtkMRMLScene is needed; {type(scene).__name__} was given. Leave it out for the current one."
+            f"A vtkMRMLScene is needed; {type(scene).__name__} was given. Leave it out for the "
+            "current one."
         )
     return scene
 
 
 def new_scene() -> slicer.vtkMRMLScene:
-    """Make a scene that knows all of Slicer's usual node classes and can read and write scene files.
+    """Make a scene that knows Slicer's usual node classes and can be written and read.
 
-    Its logics (colours, display nodes, volume rendering, sequences, reading of files) live until :func:`release_scene`.
+    Its logics (colours, display nodes, volume rendering, sequences, reading of files) live until
+    :func:`release_scene`.
     """
     enable_conversions()
     scene = slicer.vtkMRMLScene()
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
     logics = [application]
-    # Data: removes display and storage nodes that lost their owner, as the application does. The others register classes.
+    # Data: removes display and storage nodes that lost their owner, as the application does. The
+    # others register classes.
     for name in (
         "vtkSlicerDataModuleLogic",
         "vtkSlicerVolumeRenderingLogic",
@@ -86,7 +91,10 @@ def new_scene() -> slicer.vtkMRMLScene:
 
 @functools.cache
 def enable_conversions() -> None:
-    """Let segments be converted between surfaces and label maps; in the application the Segmentations module does it."""
+    """Let segments be converted between surfaces and label maps.
+
+    In the application the Segmentations module has seen to it.
+    """
     if in_app():
         return
     factory = slicer.vtkSegmentationConverterFactory.GetInstance()
@@ -95,7 +103,7 @@ def enable_conversions() -> None:
 
 
 def enable_reading(scene: slicer.vtkMRMLScene) -> None:
-    """Give a scene made here what ``ReadFromMRB`` asks for: a data manager with a folder to unpack into."""
+    """Give a scene what ``ReadFromMRB`` asks for: a data manager with a folder to unpack into."""
     logics = _LOGICS.setdefault(scene, [])
     if any(isinstance(logic, slicer.vtkMRMLRemoteIOLogic) for logic in logics):
         return
@@ -112,7 +120,7 @@ def enable_reading(scene: slicer.vtkMRMLScene) -> None:
 
 
 def release_scene(scene: slicer.vtkMRMLScene) -> None:
-    """Let go of a scene made by :func:`new_scene`: its logics end, and its memory is freed with the last reference."""
+    """Let go of a scene made by :func:`new_scene`: its nodes and logics end."""
     scene.Clear(True)
     for logic in reversed(_LOGICS.pop(scene, [])):
         if isinstance(logic, tempfile.TemporaryDirectory):

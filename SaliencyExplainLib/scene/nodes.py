@@ -1,7 +1,7 @@
 """Volume nodes become images and images become volume nodes, on exactly the same grid.
 
-A volume's image is in the volume's own RAS, before its parent transform. What is made from it gets the same parent
-transform, linear or not, so the two always lie on each other; nothing is resampled.
+A volume's image is in the volume's own RAS, before its parent transform. What is made from it gets
+the same parent transform, linear or not, so the two always lie on each other; nothing is resampled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ijk_to_ras(volume: slicer.vtkMRMLVolumeNode) -> NDArray[np.float64]:
     """IJKToRAS of a volume node, shape (4, 4), without its parent transform."""
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
+    return np.asarray(slicer.util.arrayFromVTKMatrix(matrix))
 
 
 def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
@@ -55,7 +55,8 @@ def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
     Returns
     -------
     MetaTensor
-        Shape (C, I, J, K), float32, a copy; ``affine`` equals IJKToRAS. A parent transform is not applied.
+        Shape (C, I, J, K), float32, a copy; ``affine`` equals IJKToRAS. A parent transform is not
+        applied.
 
     Raises
     ------
@@ -68,7 +69,8 @@ def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
     data = node.GetImageData()
     if data is None or data.GetPointData().GetScalars() is None or 0 in data.GetDimensions():
         raise SceneError(
-            f"The volume {title_of(node)} holds no voxels. Load its file again, or choose another volume."
+            f"The volume {title_of(node)} holds no voxels. Load its file again, or choose another "
+            "volume."
         )
     array = numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
     components = data.GetNumberOfScalarComponents()
@@ -90,13 +92,15 @@ def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:
     for node, image in zip(nodes[1:], images[1:], strict=True):
         if node.GetParentTransformNode() is not nodes[0].GetParentTransformNode():
             raise SceneError(
-                f"The volumes {title_of(nodes[0])} and {title_of(node)} have different parent transforms. "
+                f"The volumes {title_of(nodes[0])} and {title_of(node)} have different parent "
+                "transforms. "
                 "Harden them (Transforms module) and resample the volumes onto one grid first."
             )
         if not same_grid(images[0], image):
             raise SceneError(
                 f"The volume {title_of(node)} lies on another grid than {title_of(nodes[0])} "
-                f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or another place or spacing). "
+                f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or "
+                "another place or spacing). "
                 "Resample it onto that volume first (module 'Resample Scalar/Vector/DWI Volume')."
             )
     joined = torch.cat([image.as_tensor() for image in images])
@@ -131,7 +135,7 @@ def node_from_map(
 
 
 def transform_between(source: Any, target: Any) -> vtk.vtkGeneralTransform:
-    """Transform from the coordinates of one transformable node to those of another; None means world RAS."""
+    """Transform from one transformable node's coordinates to another's; None is world RAS."""
     transform = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
         _parent(source), _parent(target), transform

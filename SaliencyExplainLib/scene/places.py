@@ -24,7 +24,7 @@ Corner = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Roi:
-    """A ROI in the RAS of a volume: `box_ras_mm` where it is parallel to the axes, else `mask`; the other is None.
+    """A ROI in the RAS of a volume: a box where it is parallel to the axes, else a mask.
 
     Attributes
     ----------
@@ -63,12 +63,14 @@ def roi_from_node(
     """
     if not isinstance(node, slicer.vtkMRMLMarkupsROINode):
         raise SceneError(
-            f"A markups ROI is needed; {type(node).__name__} was given. Place one in the Markups module."
+            f"A markups ROI is needed; {type(node).__name__} was given. Place one in the Markups "
+            "module."
         )
     half = np.array(node.GetSize(), dtype=np.float64) / 2
     if not (half > 0).all():
         raise SceneError(
-            f"The ROI {title_of(node)} has no volume (size {node.GetSize()} mm). Drag its handles over the anatomy."
+            f"The ROI {title_of(node)} has no volume (size {node.GetSize()} mm). Drag its handles "
+            "over the anatomy."
         )
     roi_to_ras = _world_to_ras(reference) @ slicer.util.arrayFromVTKMatrix(
         node.GetObjectToWorldMatrix()
@@ -91,7 +93,8 @@ def point_from_node(
 ) -> Corner:
     """Read a control point as (r, a, s) in mm in the RAS of a volume.
 
-    Both parent transforms are respected, also non-linear ones. An image is taken to lie in world RAS.
+    Both parent transforms are respected, also non-linear ones. An image is taken to lie in world
+    RAS.
 
     Raises
     ------
@@ -100,7 +103,8 @@ def point_from_node(
     """
     if not isinstance(node, slicer.vtkMRMLMarkupsNode):
         raise SceneError(
-            f"A markups point is needed; {type(node).__name__} was given. Place one in the Markups module."
+            f"A markups point is needed; {type(node).__name__} was given. Place one in the "
+            "Markups module."
         )
     count = node.GetNumberOfControlPoints()
     if (
@@ -108,7 +112,8 @@ def point_from_node(
         or node.GetNthControlPointPositionStatus(index) != node.PositionDefined
     ):
         raise SceneError(
-            f"{title_of(node)} has {count} placed points; point {index + 1} was asked for. Place it in a slice view."
+            f"{title_of(node)} has {count} placed points; point {index + 1} was asked for. Place "
+            "it in a slice view."
         )
     world = [0.0, 0.0, 0.0]
     node.GetNthControlPointPositionWorld(index, world)
@@ -134,12 +139,13 @@ def _world_to_ras(reference: Any) -> NDArray[np.float64]:
         return np.eye(4)
     if not parent.IsTransformToWorldLinear():
         raise SceneError(
-            f"The volume {title_of(reference)} lies under the non-linear transform {title_of(parent)}, in which a ROI is no box. "
+            f"The volume {title_of(reference)} lies under the non-linear transform "
+            f"{title_of(parent)}, in which a ROI is no box. "
             "Harden the transform (Transforms module), or use a segment."
         )
     matrix = vtk.vtkMatrix4x4()
     parent.GetMatrixTransformFromWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
+    return np.asarray(slicer.util.arrayFromVTKMatrix(matrix))
 
 
 def _is_along_axes(matrix: NDArray[np.float64]) -> bool:

@@ -1,7 +1,7 @@
 """An explanation becomes nodes: maps with their colours, tables, a plot and the whole provenance.
 
-Everything is prepared outside the scene first. If adding it fails half-way, what was added is taken out again, so a failed
-publication leaves the scene as it was.
+Everything is prepared outside the scene first. If adding it fails half-way, what was added is taken
+out again, so a failed publication leaves the scene as it was.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ __all__ = ["FOLDER", "PREFIX", "Published", "publish"]
 FOLDER = "SaliencyExplain results"
 #: Start of the names of all attributes and node references that are set here.
 PREFIX = "SaliencyExplain."
+# "The map is zero ..." and "The map has the same ..." differ within these characters.
+_SAME_WORDS = 15
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Published:
     volumes : tuple of vtkMRMLScalarVolumeNode
         The map; for several input channels the joined map first, then one a channel.
     color : vtkMRMLColorTableNode
-        Colours of ``volumes[0]``; each volume has its own (``volume.GetDisplayNode().GetColorNode()``).
+        Colours of ``volumes[0]``; each volume has its own
+        (``volume.GetDisplayNode().GetColorNode()``).
     summary : vtkMRMLTableNode
         Explained value, method, parameters, cost, completeness error, warnings.
     text : vtkMRMLTextNode
@@ -113,13 +116,15 @@ def publish(
     scene : vtkMRMLScene, optional
         The application's scene (or a new one) when left out.
     input_volume : vtkMRMLVolumeNode or sequence of them, optional
-        What was explained. The maps get the first one's parent transform, place in the subject hierarchy and references.
+        What was explained. The maps get the first one's parent transform, place in the subject
+        hierarchy and references.
     regions : RegionTable, optional
         Becomes a table node and a bar plot.
     segmentation : vtkMRMLSegmentationNode, optional
         What the regions came from; the region table refers to it.
     name : str, optional
-        Start of all names; "<input> <method>: <output>" when left out. Names that are taken get a number.
+        Start of all names; "<input> <method>: <output>" when left out. Names that are taken get a
+        number.
     layer_map : bool
         Also add the map on the layer's own grid, if there is one.
     show : bool
@@ -141,7 +146,8 @@ def publish(
     for node in (*inputs, *([segmentation] if segmentation is not None else [])):
         if node is None or not target_scene.IsNodePresent(node):
             raise SceneError(
-                f"{title_of(node).capitalize()} is not in the scene (any more). Load it again, and run again."
+                f"{title_of(node).capitalize()} is not in the scene (any more). Load it again, "
+                "and run again."
             )
     base = name or _base_name(explanation, inputs)
     run = _prepare(explanation, base, inputs, regions, layer_map, warnings)
@@ -194,7 +200,8 @@ def _prepare(
         )
     if inputs and inputs[0].GetParentTransformNode() is not None:
         warnings.append(
-            f"Positions in the tables are RAS of {title_of(inputs[0])}, before its parent transform "
+            f"Positions in the tables are RAS of {title_of(inputs[0])}, before its parent "
+            "transform "
             f"{title_of(inputs[0].GetParentTransformNode())}."
         )
     provenance = json.dumps(_plain(explanation.to_dict()), indent=2, allow_nan=False, default=str)
@@ -220,7 +227,7 @@ def _prepare(
 
 
 def _voxels(image: Any) -> np.ndarray[Any, Any]:
-    return image.detach().cpu().as_tensor().numpy()[0]  # type: ignore[no-any-return]
+    return np.asarray(image.detach().cpu().as_tensor().numpy()[0])
 
 
 def _one_map(
@@ -237,7 +244,9 @@ def _one_map(
         warnings.append(f"{bad} voxels of the map were NaN or infinite and are shown as 0.")
     if window is None:
         window = window_of(clean, signed)
-        warnings.extend(window.warnings)
+        # The run itself warns of a flat map, too; its words come first.
+        told = {text[:_SAME_WORDS] for text in warnings}
+        warnings.extend(text for text in window.warnings if text[:_SAME_WORDS] not in told)
     return _Map(
         node_from_map(clean, affine, name), make_color_node(signed, name=f"{name} (colors)"), window
     )
@@ -246,7 +255,7 @@ def _one_map(
 def _channel_maps(explanation: Explanation, base: str, inputs: Sequence[Any]) -> list[_Map]:
     """One map a channel; all share one display range, so that their colours can be compared."""
     affine, signed = explanation.maps.affine, explanation.signed
-    voxels = explanation.maps.detach().cpu().as_tensor().numpy()
+    voxels = explanation.maps.as_tensor().detach().cpu().numpy()
     count = voxels.shape[0]
     declared = explanation.model.get("channels") or explanation.image.get("channels")
     names = [f"channel {index + 1}" for index in range(count)]

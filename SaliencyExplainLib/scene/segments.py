@@ -1,7 +1,7 @@
 """Segmentation nodes and label map nodes become label maps on the grid of a volume.
 
-Segment by segment, through oriented images in memory: exporting several at once lets the last one swallow the others, and
-temporary nodes flicker in the selectors and mark the scene as changed.
+Segment by segment, through oriented images in memory: exporting several at once lets the last one
+swallow the others, and temporary nodes flicker in the selectors and mark the scene as changed.
 """
 
 from __future__ import annotations
@@ -53,16 +53,18 @@ def labelmap_from_segmentation(
     reference: MetaTensor | slicer.vtkMRMLVolumeNode,
     segment_ids: Sequence[str] | None = None,
 ) -> Segments:
-    """Read segments into one label map on the grid of a volume; labels are 1, 2, ... in the order of the segments.
+    """Read segments into one label map on the grid of a volume: labels 1, 2, ... in their order.
 
-    Where segments overlap the later one wins, and a warning says how many voxels the earlier one lost.
+    Where segments overlap the later one wins, and a warning says how many voxels the earlier one
+    lost.
 
     Parameters
     ----------
     node : vtkMRMLSegmentationNode
         May have a parent transform, also a non-linear one.
     reference : vtkMRMLVolumeNode or MetaTensor
-        Whose grid is taken. A node's parent transform is respected; an image is taken to lie in world RAS.
+        Whose grid is taken. A node's parent transform is respected; an image is taken to lie in
+        world RAS.
     segment_ids : sequence of str, optional
         Which segments; all when left out.
 
@@ -90,7 +92,8 @@ def labelmap_from_segmentation(
         for earlier in np.unique(covered[covered > 0]).astype(int).tolist():
             lost = int((covered == earlier).sum())
             warnings.append(
-                f"{lost} voxels lie in {names[earlier]!r} and in {names[label]!r}; they are counted as {names[label]!r}."
+                f"{lost} voxels lie in {names[earlier]!r} and in {names[label]!r}; they are "
+                f"counted as {names[label]!r}."
             )
         labels[mask] = label
     return Segments(
@@ -103,7 +106,7 @@ def mask_from_segment(
     segment_id: str,
     reference: MetaTensor | slicer.vtkMRMLVolumeNode,
 ) -> MetaTensor:
-    """Read one whole segment, overlaps included, as a mask of 0 and 1 on the grid of a volume, shape (1, I, J, K).
+    """Read one whole segment as a mask of 0 and 1, shape (1, I, J, K), on the grid of a volume.
 
     Raises
     ------
@@ -130,7 +133,8 @@ def labelmap_from_node(node: slicer.vtkMRMLLabelMapVolumeNode) -> Segments:
     found = np.unique(labelmap.as_tensor().numpy())
     if found.min() < 0 or not np.array_equal(found, np.round(found)):
         raise SceneError(
-            f"The label map {title_of(node)} holds negative values or fractions. Choose a label map of whole numbers."
+            f"The label map {title_of(node)} holds negative values or fractions. Choose a label "
+            "map of whole numbers."
         )
     colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
     names = {label: _label_name(colors, label) for label in found.astype(int).tolist() if label}
@@ -170,7 +174,8 @@ class _Reader:
         if segment is None:
             known = ", ".join(f"{one!r}" for one in self.segmentation.GetSegmentIDs())
             raise SceneError(
-                f"The segmentation {title_of(self.node)} has no segment {segment_id!r}. It has: {known}."
+                f"The segmentation {title_of(self.node)} has no segment {segment_id!r}. It has: "
+                f"{known}."
             )
         shared = segment.GetRepresentation(_BINARY)
         if shared is None or shared.IsEmpty():
@@ -184,7 +189,8 @@ class _Reader:
         )
         if not done:
             raise SceneError(
-                f"The segment {segment_id!r} could not be brought onto the volume's grid. Check both transforms."
+                f"The segment {segment_id!r} could not be brought onto the volume's grid. Check "
+                "both transforms."
             )
         return _on_extent(moved, self.shape)
 
@@ -193,13 +199,14 @@ def _segmentation(node: Any) -> Any:
     if not isinstance(node, slicer.vtkMRMLSegmentationNode):
         kind = "nothing" if node is None else type(node).__name__
         raise SceneError(
-            f"A segmentation is needed; {kind} was given. Choose one, or make it in the Segment Editor."
+            f"A segmentation is needed; {kind} was given. Choose one, or make it in the Segment "
+            "Editor."
         )
     return node.GetSegmentation()
 
 
 def _with_labelmaps(segmentation: Any) -> Any:
-    """Return the segmentation, or a copy with label maps made from surfaces; the node itself is never changed."""
+    """Return the segmentation, or a copy with label maps made from its surfaces."""
     if segmentation.ContainsRepresentation(_BINARY):
         return segmentation
     enable_conversions()
@@ -222,10 +229,11 @@ def _on_extent(image: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Voxels of an oriented image as (I, J, K), checked to cover the grid."""
     if tuple(image.GetDimensions()) != tuple(shape):
         raise SceneError(
-            f"A segment came back with {image.GetDimensions()} voxels instead of {shape}. Please report this."
+            f"A segment came back with {image.GetDimensions()} voxels instead of {shape}. Please "
+            "report this."
         )
     values = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
-    return values.reshape(tuple(reversed(shape))).transpose(2, 1, 0) > 0
+    return np.asarray(values.reshape(tuple(reversed(shape))).transpose(2, 1, 0) > 0)
 
 
 def _segment_name(segmentation: Any, segment_id: str) -> str:

@@ -1,7 +1,8 @@
 """Tables and the bar plot of a run as nodes that are not in a scene yet.
 
-Scene files keep tables as tab-separated text with 6 significant digits and no escape for quotes. So numbers are rounded to
-6 digits and quotes replaced here: what is in the scene is what comes back from the file.
+Scene files keep tables as tab-separated text with 6 significant digits and no escape for quotes. So
+numbers are rounded to 6 digits and quotes replaced here: what is in the scene is what comes back
+from the file.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def region_node(name: str, regions: RegionTable) -> slicer.vtkMRMLTableNode:
 
 
 def plot_nodes(name: str, regions: RegionTable) -> tuple[Any, Any, Any] | None:
-    """Make table, series and chart of the density ratios, largest first; None when no segment has one."""
+    """Make table, series and chart of the density ratios, largest first; None without any."""
     rows = [row for row in regions.rows if math.isfinite(row.density_ratio)]
     if not rows:
         return None

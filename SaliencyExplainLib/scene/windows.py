@@ -1,4 +1,4 @@
-"""The display range of a map: from zero to where only noise is left out, and what to say when there is no such range."""
+"""The display range of a map, and what to say when there is none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PERCENTILE", "Window", "finite", "robust_maximum", "window_of"]
 
-#: Percentile of |a| over the voxels that are not zero. Over all voxels a small focus would drown: with 1 % of the volume
-#: active the 99th percentile of everything is near zero and the focus is one flat blot.
+#: Percentile of |a| over the voxels that are not zero. Over all voxels a small focus would drown:
+#: with 1 % of the volume active the 99th percentile of everything is near zero and the focus is one
+#: flat blot.
 PERCENTILE = 99.5
 
 
@@ -54,7 +55,8 @@ def window_of(voxels: NDArray[np.float32], signed: bool) -> Window:
     Window
         Never empty: a map of zeros gets a range of one unit and a warning.
     """
-    # 5 digits: scene files keep 6 of the range's width and of its middle, which needs one more than its end.
+    # 5 digits: scene files keep 6 of the range's width and of its middle, which needs one more than
+    # its end.
     highest = float(f"{robust_maximum(voxels):.5g}")
     warnings = []
     if highest == 0:
@@ -66,6 +68,7 @@ def window_of(voxels: NDArray[np.float32], signed: bool) -> Window:
         )
     elif not signed and voxels.max() <= 0:
         warnings.append(
-            "The map has no positive value although its method gives unsigned maps: nothing of it is shown."
+            "The map has no positive value although its method gives unsigned maps: nothing of "
+            "it is shown."
         )
     return Window(-highest if signed else 0.0, highest, tuple(warnings))

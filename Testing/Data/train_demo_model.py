@@ -218,11 +218,11 @@ class HeadMaker:
         self._generator = torch.Generator().manual_seed(seed)
         self._scanner = Compose(
             [
-                RandGaussianSmooth((0.25, 0.8), (0.25, 0.8), (0.25, 0.8), prob=0.7),
+                RandGaussianSmooth((0.25, 0.7), (0.25, 0.7), (0.25, 0.7), prob=0.7),
                 RandHistogramShift(num_control_points=(5, 10), prob=0.2),
                 RandAdjustContrast(prob=0.5, gamma=(0.7, 1.5)),
                 RandBiasField(degree=3, coeff_range=(-0.15, 0.15), prob=0.6),
-                RandGaussianNoise(prob=0.7, std=0.05),
+                RandGaussianNoise(prob=0.7, std=0.03),
             ]
         ).set_random_state(seed=seed)
 
@@ -251,7 +251,7 @@ class HeadMaker:
         labels = torch.where(inside, _winner(tissues) + 1, 0)
         # The others are skull stripped, as the template is.
         if self._chance(0.8):
-            image, labels = self._surround(image, labels, distance_mm, positions, intensities[0])
+            image, labels = self._surround(image, labels, distance_mm, positions, intensities)
         image = self._scanner(image[None].clamp(min=0)).abs()
         image = torch.as_tensor(image).as_subclass(torch.Tensor)
         image = self._scale_intensity({"image": image})["image"]
@@ -320,7 +320,7 @@ class HeadMaker:
             return self._template.tissue_means
         white = self._uniform(0.6, 1.0)
         grey = white * self._uniform(0.58, 0.87)
-        return torch.tensor([grey * self._uniform(0.1, 0.65), grey, white])
+        return torch.tensor([grey * self._uniform(0.15, 0.65), grey, white])
 
     def _surround(
         self,
@@ -328,7 +328,7 @@ class HeadMaker:
         labels: torch.Tensor,
         distance_mm: torch.Tensor,
         positions_ras_mm: torch.Tensor,
-        fluid: float,
+        tissue_intensities: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Paint fluid, meninges, skull, scalp, face and neck around a brain.
 
@@ -341,7 +341,7 @@ class HeadMaker:
         depth_mm = distance_mm + self._uniform(0.3, 1.5) * wobble[0]
         outside = labels == 0
         face = self._face(positions_ras_mm, wobble[1])
-        soft = self._soft_tissue()
+        soft = self._soft_tissue(tissue_intensities)
         fat = self._uniform(0.6, 1.8) * (1 + 0.2 * wobble[2])
         scalp = torch.where(self._smooth_noise(1, 25)[0] > self._uniform(-1.5, 1.5), fat, soft)
         marrow = self._uniform(0.0, 0.7) if self._chance(0.5) else 0.0
@@ -356,7 +356,7 @@ class HeadMaker:
         painted = torch.where(~face & (depth_mm < scalp_end), scalp, painted)
         painted = torch.where(depth_mm < skull_end, bone, painted)
         painted = torch.where(depth_mm < dura_end, self._uniform(0.2, 0.9), painted)
-        painted = torch.where(depth_mm < fluid_end, fluid, painted)
+        painted = torch.where(depth_mm < fluid_end, tissue_intensities[0], painted)
         is_fluid = outside & (depth_mm < fluid_end)
         image = torch.where(outside, painted * (1 + 0.05 * wobble[1]), image)
         return image, torch.where(is_fluid, 1, labels)
@@ -364,17 +364,19 @@ class HeadMaker:
     def _face(self, positions_ras_mm: torch.Tensor, wobble: torch.Tensor) -> torch.Tensor:
         """Return where face and neck are, bool (I, J, K): below a plane that rises to the front."""
         right, front, up = positions_ras_mm
-        plane = self._uniform(-60, -40) + self._uniform(0.3, 0.5) * (front + 20).clamp(min=0)
-        width, length = self._uniform(60, 80), self._uniform(80, 110)
+        plane = self._uniform(-55, -25) + self._uniform(0.3, 0.6) * (front + 20).clamp(min=0)
+        width, length = self._uniform(60, 95), self._uniform(80, 120)
         radius = (right / width) ** 2 + ((front + 10) / length) ** 2
-        return (up + 4 * wobble < plane) & (radius + 0.1 * wobble < 1)
+        return (up + 5 * wobble < plane) & (radius + 0.2 * wobble < 1)
 
-    def _soft_tissue(self) -> torch.Tensor:
-        """Return patches of muscle, fat, marrow, bone and air, (I, J, K)."""
-        scores = self._smooth_noise(6, self._uniform(8, 25))
-        values = [0.0, self._uniform(0.0, 0.3), self._uniform(0.8, 1.6)]
-        values += [self._uniform(0.2, 1.0) for _ in range(3)]
-        return torch.tensor(values)[_winner(scores)]
+    def _soft_tissue(self, tissue_intensities: torch.Tensor) -> torch.Tensor:
+        """Return patches of air, bone, fat, marrow and what looks like brain, (I, J, K)."""
+        scores = self._smooth_noise(6, self._uniform(15, 40))
+        scores = scores + self._uniform(0.0, 1.0) * self._smooth_noise(6, 10)
+        values = [0.0, self._uniform(0.0, 0.3), self._uniform(0.7, 1.8), self._uniform(0.2, 1.0)]
+        values += [tissue.item() * self._uniform(0.85, 1.15) for tissue in tissue_intensities[1:]]
+        grain = self._uniform(0.0, 0.25) * self._smooth_noise(1, self._uniform(5, 12))[0]
+        return torch.tensor(values)[_winner(scores)] * (1 + grain)
 
     def _cut_field_of_view(self, head: Head) -> Head:
         """Blank a slab at one or more sides, as at the edge of a scan or of a padded window."""

@@ -26,11 +26,17 @@ def an_affine(left_handed: bool = True) -> np.ndarray:
 
 
 def a_map(channels: int = 1, seed: int = 0, scale: float = 1e-3) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(channels, *SHAPE)).astype(np.float32) * np.float32(scale)
+    return np.random.default_rng(seed).normal(size=(channels, *SHAPE)).astype(
+        np.float32
+    ) * np.float32(scale)
 
 
-def an_explanation(voxels: np.ndarray | None = None, affine: np.ndarray | None = None, **fields) -> Explanation:
-    image = make_image(a_map() if voxels is None else voxels, an_affine() if affine is None else affine)
+def an_explanation(
+    voxels: np.ndarray | None = None, affine: np.ndarray | None = None, **fields
+) -> Explanation:
+    image = make_image(
+        a_map() if voxels is None else voxels, an_affine() if affine is None else affine
+    )
     values = {
         "maps": image,
         "network_maps": image,
@@ -58,7 +64,9 @@ def an_explanation(voxels: np.ndarray | None = None, affine: np.ndarray | None =
     return Explanation(**(values | fields))
 
 
-def an_input(scene: slicer.vtkMRMLScene, affine: np.ndarray | None = None, name: str = "CT") -> slicer.vtkMRMLScalarVolumeNode:
+def an_input(
+    scene: slicer.vtkMRMLScene, affine: np.ndarray | None = None, name: str = "CT"
+) -> slicer.vtkMRMLScalarVolumeNode:
     voxels = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
     return scene.AddNode(node_from_map(voxels, an_affine() if affine is None else affine, name))
 
@@ -70,7 +78,9 @@ def some_regions(explanation: Explanation) -> RegionTable:
     return region_table(explanation, make_image(labels, explanation.maps.affine), names)
 
 
-def a_transform(scene: slicer.vtkMRMLScene, matrix: np.ndarray) -> slicer.vtkMRMLLinearTransformNode:
+def a_transform(
+    scene: slicer.vtkMRMLScene, matrix: np.ndarray
+) -> slicer.vtkMRMLLinearTransformNode:
     node = scene.AddNode(slicer.vtkMRMLLinearTransformNode())
     node.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
     return node
@@ -108,7 +118,9 @@ def a_segmentation(
         image.SetDimensions(*mask.shape)
         image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
         image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-        numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[:] = mask.transpose(2, 1, 0).ravel()
+        numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[:] = mask.transpose(
+            2, 1, 0
+        ).ravel()
         segment = slicer.vtkSegment()
         segment.SetName(name)
         segment.AddRepresentation("Binary labelmap", image)
@@ -130,5 +142,7 @@ def hierarchy(scene: slicer.vtkMRMLScene) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for index in range(items.GetNumberOfIds()):
         item = items.GetId(index)
-        found.setdefault(tree.GetItemName(tree.GetItemParent(item)), []).append(tree.GetItemName(item))
+        found.setdefault(tree.GetItemName(tree.GetItemParent(item)), []).append(
+            tree.GetItemName(item)
+        )
     return found

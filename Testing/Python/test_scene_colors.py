@@ -25,20 +25,26 @@ def scene():
 def _oklab(rgb: np.ndarray) -> np.ndarray:
     """The forward transform, from the reference's matrices (the code has the inverse)."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    lms = linear @ np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    ).T
-    return np.cbrt(lms) @ np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    ).T
+    lms = (
+        linear
+        @ np.array(
+            [
+                [0.4122214708, 0.5363325363, 0.0514459929],
+                [0.2119034982, 0.6806995451, 0.1073969566],
+                [0.0883024619, 0.2817188376, 0.6299787005],
+            ]
+        ).T
+    )
+    return (
+        np.cbrt(lms)
+        @ np.array(
+            [
+                [0.2104542553, 0.7936177850, -0.0040720468],
+                [1.9779984951, -2.4285922050, 0.4505937099],
+                [0.0259040371, 0.7827717662, -0.8086757660],
+            ]
+        ).T
+    )
 
 
 def test_the_diverging_colors_are_symmetric_in_lightness_and_white_in_the_middle():
@@ -66,7 +72,9 @@ def test_the_sequential_colors_only_get_lighter():
 
 
 def _rgba(scene, values, signed, highest, fraction):
-    volume = scene.AddNode(node_from_map(np.array(values, np.float32).reshape(-1, 1, 1), an_affine(), "v"))
+    volume = scene.AddNode(
+        node_from_map(np.array(values, np.float32).reshape(-1, 1, 1), an_affine(), "v")
+    )
     color = scene.AddNode(make_color_node(signed, fraction))
     display = scene.AddNode(slicer.vtkMRMLScalarVolumeDisplayNode())
     display.SetAutoWindowLevel(False)
@@ -87,7 +95,19 @@ def test_slicers_own_pipeline_shows_the_sign_and_hides_the_dead_band(scene, scal
     values = scale * np.array([-2, -1, -0.25, -0.15, -0.01, 0, 0.01, 0.15, 0.25, 1, 2])
     _color, pixels = _rgba(scene, values, True, scale, 0.2)
     rgba = pixels()
-    assert (rgba[:, 3] > 0).tolist() == [True, True, True, False, False, False, False, False, True, True, True]
+    assert (rgba[:, 3] > 0).tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     assert (rgba[:3, 2] > rgba[:3, 0]).all()
     assert (rgba[-3:, 0] > rgba[-3:, 2]).all()
     # Clamped beyond the range: the end colours, the same as at the ends.
@@ -118,12 +138,16 @@ def test_a_dead_band_of_zero_hides_zero_only(scene):
 
 def test_each_entry_says_what_it_stands_for():
     color = make_color_node(True)
-    assert [color.GetColorName(index) for index in (0, ENTRIES // 2, ENTRIES - 1)] == ["-100.0 %", "+0.0 %", "+100.0 %"]
+    assert [color.GetColorName(index) for index in (0, ENTRIES // 2, ENTRIES - 1)] == [
+        "-100.0 %",
+        "+0.0 %",
+        "+100.0 %",
+    ]
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_dead_band_out_of_range_is_refused(fraction):
-    with pytest.raises(SceneError, match="fraction between 0 and 0.99"):
+    with pytest.raises(SceneError, match=r"fraction between 0 and 0.99"):
         make_color_node(True, fraction)
 
 

@@ -65,7 +65,11 @@ def test_nothing_is_shown_when_not_asked(scene, views):
 
 
 def test_what_was_shown_before_can_be_restored(scene, views):
-    old, new, gone = an_input(scene, name="old"), an_input(scene, name="new"), an_input(scene, name="gone")
+    old, new, gone = (
+        an_input(scene, name="old"),
+        an_input(scene, name="new"),
+        an_input(scene, name="gone"),
+    )
     show_over(gone, old, 0.25, scene)
     before = show_over(new, new, 1.0, scene)
     scene.RemoveNode(gone)
@@ -77,7 +81,7 @@ def test_what_was_shown_before_can_be_restored(scene, views):
 
 
 def test_an_opacity_out_of_range_is_refused(scene):
-    with pytest.raises(SceneError, match="opacity must lie between 0 and 1; 1.5"):
+    with pytest.raises(SceneError, match=r"opacity must lie between 0 and 1; 1.5"):
         show_over(an_input(scene), opacity=1.5, scene=scene)
 
 
@@ -89,7 +93,7 @@ def test_the_views_go_to_the_peak_in_the_world(scene, views):
     shift[:3, 3] = (7, 8, 9)
     volume.SetAndObserveTransformNodeID(a_transform(scene, shift).GetID())
     published = publish(an_explanation(voxels), scene, input_volume=volume)
-    peak = to_ras(an_affine(), [4, 1, 6]) + (7, 8, 9)
+    peak = np.add(to_ras(an_affine(), [4, 1, 6]), (7, 8, 9))
     np.testing.assert_allclose(peak_world_ras(published.volumes[0]), peak, atol=1e-9)
     for view, _composite in views:
         matrix = slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())
@@ -120,8 +124,13 @@ def test_a_scene_that_knows_no_legends_is_left_alone():
 
 
 def test_importing_the_scene_floor_imports_neither_slicer_nor_torch():
-    code = "import sys, SaliencyExplainLib.scene as s; dir(s); print([n for n in ('slicer', 'torch', 'vtk') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    code = (
+        "import sys, SaliencyExplainLib.scene as s; dir(s)\n"
+        "print([n for n in ('slicer', 'torch', 'vtk') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -132,6 +141,8 @@ def test_without_slicer_the_message_says_what_to_install():
         "try: s.publish\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert "MissingPackageError" in done.stdout
     assert "pip install slicer-core" in done.stdout

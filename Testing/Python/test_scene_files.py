@@ -10,11 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
-from scene_cases import a_map, a_transform, an_affine, an_explanation, an_input, hierarchy, some_regions
+from scene_cases import (
+    a_map,
+    a_transform,
+    an_affine,
+    an_explanation,
+    an_input,
+    hierarchy,
+    some_regions,
+)
 
 from SaliencyExplainLib.errors import SceneError
 from SaliencyExplainLib.image import make_image
-from SaliencyExplainLib.scene import files, load_mrb, new_scene, publish, release_scene, save_mrb, set_dead_band
+from SaliencyExplainLib.scene import (
+    files,
+    load_mrb,
+    new_scene,
+    publish,
+    release_scene,
+    save_mrb,
+    set_dead_band,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +65,7 @@ def _nodes(scene, kind):
 
 
 def right_handed(voxels, affine):
-    """Reverse the last axis of a left-handed volume, shape (K, J, I), as Slicer does when it reads a file."""
+    """Reverse the last axis of a left-handed volume, shape (K, J, I), as Slicer's reader does."""
     if np.linalg.det(affine[:3, :3]) > 0:
         return voxels, affine
     flip = np.diag([1.0, 1, -1, 1])
@@ -67,11 +83,19 @@ def _volume(node):
     return {
         "voxels": voxels.ravel().tolist(),
         "ijk_to_ras": affine.tolist(),
-        "window": [display.GetWindowLevelMin(), display.GetWindowLevelMax(), display.GetAutoWindowLevel()],
+        "window": [
+            display.GetWindowLevelMin(),
+            display.GetWindowLevelMax(),
+            display.GetAutoWindowLevel(),
+        ],
         "colors": _colors(display.GetColorNode()),
         "attributes": {name: node.GetAttribute(name) for name in sorted(node.GetAttributeNames())},
-        "references": {role: other.GetName() for role, other in references.items() if other is not None},
-        "transform": node.GetParentTransformNode().GetName() if node.GetParentTransformNode() else None,
+        "references": {
+            role: other.GetName() for role, other in references.items() if other is not None
+        },
+        "transform": node.GetParentTransformNode().GetName()
+        if node.GetParentTransformNode()
+        else None,
         "description": node.GetDescription(),
     }
 
@@ -81,7 +105,12 @@ def _colors(node):
 
     table = numpy_support.vtk_to_numpy(node.GetLookupTable().GetTable())
     names = [node.GetColorName(index) for index in range(node.GetNumberOfColors())]
-    return {"name": node.GetName(), "rgba": table.tolist(), "names": names, "band": node.GetAttribute("SaliencyExplain.deadBand")}
+    return {
+        "name": node.GetName(),
+        "rgba": table.tolist(),
+        "names": names,
+        "band": node.GetAttribute("SaliencyExplain.deadBand"),
+    }
 
 
 def _table(node):
@@ -110,26 +139,42 @@ def contents(scene) -> dict:
         "tables": {node.GetName(): _table(node) for node in _nodes(scene, "vtkMRMLTableNode")},
         "texts": {node.GetName(): node.GetText() for node in _nodes(scene, "vtkMRMLTextNode")},
         "charts": {
-            node.GetName(): [node.GetTitle(), node.GetYAxisTitle(), node.GetNthPlotSeriesNode(0).GetTableNode().GetName()]
+            node.GetName(): [
+                node.GetTitle(),
+                node.GetYAxisTitle(),
+                node.GetNthPlotSeriesNode(0).GetTableNode().GetName(),
+            ]
             for node in _nodes(scene, "vtkMRMLPlotChartNode")
         },
-        "series_colors": [np.round(node.GetColor(), 6).tolist() for node in _nodes(scene, "vtkMRMLPlotSeriesNode")],
+        "series_colors": [
+            np.round(node.GetColor(), 6).tolist() for node in _nodes(scene, "vtkMRMLPlotSeriesNode")
+        ],
         "hierarchy": {key: sorted(value) for key, value in hierarchy(scene).items()},
     }
 
 
 def _a_full_scene(scene):
-    """Two channels, a layer map, an unsigned map, regions, a parent transform, tiny and large values."""
+    """Two channels, layer map, unsigned map, regions, parent transform, tiny and large values."""
     voxels = a_map(channels=2, scale=1.2345678e-9)
-    coarse = make_image(np.random.default_rng(1).normal(size=(1, 3, 3, 4)), an_affine() @ np.diag([2, 2, 2, 1.0]))
+    coarse = make_image(
+        np.random.default_rng(1).normal(size=(1, 3, 3, 4)), an_affine() @ np.diag([2, 2, 2, 1.0])
+    )
     explanation = an_explanation(voxels, layer_map=coarse)
     volume = an_input(scene, name='T1; "post": 50 % é')
     transform = a_transform(scene, np.diag([-1.0, 1, 2, 1]))
     transform.SetName("Registration")
     volume.SetAndObserveTransformNodeID(transform.GetID())
-    published = publish(explanation, scene, input_volume=volume, regions=some_regions(explanation), layer_map=True)
+    published = publish(
+        explanation, scene, input_volume=volume, regions=some_regions(explanation), layer_map=True
+    )
     set_dead_band(published.color, 0.35)
-    unsigned = an_explanation(np.abs(a_map(scale=1e4)), an_affine(left_handed=False), signed=False, method="grad_cam", title="Grad-CAM")
+    unsigned = an_explanation(
+        np.abs(a_map(scale=1e4)),
+        an_affine(left_handed=False),
+        signed=False,
+        method="grad_cam",
+        title="Grad-CAM",
+    )
     publish(unsigned, scene, input_volume=volume)
 
 
@@ -151,7 +196,8 @@ def test_a_scene_file_comes_back_intact_in_a_fresh_process(scene, tmp_path):
     assert found["volumes"].keys() == expected["volumes"].keys()
     for name, volume in expected["volumes"].items():
         other = found["volumes"][name]
-        # The file's header keeps 17 digits of the directions, the origin goes through LPS: 1e-12 mm is rounding.
+        # The file's header keeps 17 digits of the directions, the origin goes through LPS: 1e-12 mm
+        # is rounding.
         np.testing.assert_allclose(other.pop("ijk_to_ras"), volume.pop("ijk_to_ras"), atol=1e-12)
         np.testing.assert_allclose(other.pop("window"), volume.pop("window"), rtol=1e-12)
         assert other == volume
@@ -178,7 +224,7 @@ def test_an_older_file_survives_a_failed_write(scene, tmp_path, monkeypatch):
 
 
 def test_names_and_files_that_are_no_scenes_are_refused(scene, tmp_path):
-    with pytest.raises(SceneError, match="ends in .mrb; 'scene.zip'"):
+    with pytest.raises(SceneError, match=r"ends in .mrb; 'scene.zip'"):
         save_mrb(scene, tmp_path / "scene.zip")
     with pytest.raises(SceneError, match="There is no file"):
         load_mrb(tmp_path / "none.mrb")

@@ -42,7 +42,7 @@ def _mask(*slices):
 LEFT, RIGHT = _mask(slice(0, 2)), _mask(slice(3, 6), slice(2, 5))
 
 
-# -- volumes ---------------------------------------------------------------------------------------------------------
+# -- volumes ---------------------------------------------------------------------------------------
 
 
 def test_a_volume_becomes_an_image_with_the_same_voxels_at_the_same_place(scene):
@@ -80,7 +80,9 @@ def test_the_components_of_a_vector_volume_become_channels(scene):
     numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())[:] = values.reshape(-1, 3)
     volume = scene.AddNode(slicer.vtkMRMLVectorVolumeNode())
     volume.SetAndObserveImageData(data)
-    np.testing.assert_array_equal(image_from_node(volume).as_tensor().numpy(), values.transpose(3, 2, 1, 0))
+    np.testing.assert_array_equal(
+        image_from_node(volume).as_tensor().numpy(), values.transpose(3, 2, 1, 0)
+    )
 
 
 def test_several_volumes_become_channels_in_their_order(scene):
@@ -92,8 +94,11 @@ def test_several_volumes_become_channels_in_their_order(scene):
 
 
 def test_volumes_on_other_grids_or_under_other_transforms_are_no_channels(scene):
-    first, second = an_input(scene, name="FLAIR"), an_input(scene, an_affine(left_handed=False), "T1")
-    with pytest.raises(SceneError, match="'T1' lies on another grid than 'FLAIR'.*Resample"):
+    first, second = (
+        an_input(scene, name="FLAIR"),
+        an_input(scene, an_affine(left_handed=False), "T1"),
+    )
+    with pytest.raises(SceneError, match=r"'T1' lies on another grid than 'FLAIR'.*Resample"):
         image_from_nodes([first, second])
     third = an_input(scene, name="T2")
     third.SetAndObserveTransformNodeID(a_transform(scene, np.eye(4)).GetID())
@@ -112,7 +117,7 @@ def test_what_is_no_volume_or_holds_no_voxels_is_refused(scene):
         image_from_nodes([])
 
 
-# -- segments --------------------------------------------------------------------------------------------------------
+# -- segments --------------------------------------------------------------------------------------
 
 
 def test_segments_become_labels_in_their_order_without_touching_the_scene(scene):
@@ -139,7 +144,9 @@ def test_where_segments_overlap_the_later_one_wins_and_it_is_told(scene):
     node = a_segmentation(scene, {"left": LEFT, "wide": wide}, an_affine())
     result = labelmap_from_segmentation(node, an_input(scene))
     np.testing.assert_array_equal(result.labelmap.as_tensor()[0].numpy(), np.where(wide, 2, LEFT))
-    assert result.warnings == ("56 voxels lie in 'left' and in 'wide'; they are counted as 'wide'.",)
+    assert result.warnings == (
+        "56 voxels lie in 'left' and in 'wide'; they are counted as 'wide'.",
+    )
 
 
 def test_one_segment_is_read_whole_even_where_others_overlap_it(scene):
@@ -240,7 +247,7 @@ def test_wrong_or_empty_segmentations_are_refused(scene):
     with pytest.raises(SceneError, match="has no segments"):
         labelmap_from_segmentation(scene.AddNode(slicer.vtkMRMLSegmentationNode()), volume)
     node = a_segmentation(scene, {"left": LEFT}, an_affine())
-    with pytest.raises(SceneError, match="no segment 'gone'. It has: 'id_left'"):
+    with pytest.raises(SceneError, match=r"no segment 'gone'. It has: 'id_left'"):
         mask_from_segment(node, "gone", volume)
 
 
@@ -266,7 +273,7 @@ def test_a_label_map_node_gives_its_labels_and_the_names_of_its_colors(scene):
         labelmap_from_node(an_input(scene))
 
 
-# -- markups ---------------------------------------------------------------------------------------------------------
+# -- markups ---------------------------------------------------------------------------------------
 
 
 def _roi(scene, center, size, matrix=None):
@@ -301,7 +308,9 @@ def test_a_turned_roi_is_a_mask_on_the_volumes_grid(scene):
     node = _roi(scene, middle[:3], (3 * 0.7, 1 * 1.1, 5 * 3.3), turn)
     roi = roi_from_node(node, an_input(scene))
     assert roi.box_ras_mm is None
-    np.testing.assert_array_equal(roi.mask.as_tensor()[0].numpy(), _mask(slice(1, 4), slice(3, 4), slice(2, 7)))
+    np.testing.assert_array_equal(
+        roi.mask.as_tensor()[0].numpy(), _mask(slice(1, 4), slice(3, 4), slice(2, 7))
+    )
     assert roi.target_fields()["region"] == "segment"
 
 
@@ -348,11 +357,11 @@ def test_markups_that_say_nothing_are_refused(scene):
     with pytest.raises(SceneError, match="markups point is needed"):
         point_from_node(volume, volume)
     volume.SetAndObserveTransformNodeID(a_warp(scene).GetID())
-    with pytest.raises(SceneError, match="non-linear transform.*no box"):
+    with pytest.raises(SceneError, match=r"non-linear transform.*no box"):
         roi_from_node(_roi(scene, (0, 0, 0), (1, 1, 1)), volume)
 
 
-# -- host ------------------------------------------------------------------------------------------------------------
+# -- host ------------------------------------------------------------------------------------------
 
 
 def test_the_scene_is_the_given_one_else_slicers_else_a_new_one(scene, monkeypatch):

@@ -39,7 +39,9 @@ def _cells(table, column):
 
 
 def _summary(published):
-    return dict(zip(_cells(published.summary, "property"), _cells(published.summary, "value"), strict=True))
+    return dict(
+        zip(_cells(published.summary, "property"), _cells(published.summary, "value"), strict=True)
+    )
 
 
 @pytest.mark.parametrize("left_handed", [True, False])
@@ -57,7 +59,9 @@ def test_the_display_is_symmetric_and_has_colors_of_its_own(scene):
     display = first.volumes[0].GetDisplayNode()
     assert not display.GetAutoWindowLevel()
     assert display.GetWindowLevelMin() == -display.GetWindowLevelMax()
-    assert display.GetWindowLevelMax() == pytest.approx(np.percentile(np.abs(a_map()), 99.5), rel=1e-4)
+    assert display.GetWindowLevelMax() == pytest.approx(
+        np.percentile(np.abs(a_map()), 99.5), rel=1e-4
+    )
     assert display.GetColorNode() is first.color
     assert first.color is not second.color
 
@@ -70,9 +74,13 @@ def test_an_unsigned_map_starts_at_zero(scene):
 def test_several_channels_give_the_joined_map_first_and_share_one_range(scene):
     voxels = a_map(channels=2)
     voxels[1] *= 10
-    published = publish(an_explanation(voxels, model={"channels": ["FLAIR", "T1"]}), scene, name="Run")
+    published = publish(
+        an_explanation(voxels, model={"channels": ["FLAIR", "T1"]}), scene, name="Run"
+    )
     assert [node.GetName() for node in published.volumes] == ["Run", "Run (FLAIR)", "Run (T1)"]
-    np.testing.assert_allclose(image_from_node(published.volumes[0]).as_tensor()[0], voxels.sum(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        image_from_node(published.volumes[0]).as_tensor()[0], voxels.sum(0), rtol=1e-6
+    )
     ranges = {node.GetDisplayNode().GetWindowLevelMax() for node in published.volumes[1:]}
     assert len(ranges) == 1
 
@@ -88,7 +96,9 @@ def test_a_layer_map_is_added_on_its_own_grid_when_asked(scene):
 
 def test_names_say_input_method_and_output_and_do_not_collide(scene):
     volume = an_input(scene, name="MRHead")
-    names = [publish(an_explanation(), scene, input_volume=volume).volumes[0].GetName() for _ in range(3)]
+    names = [
+        publish(an_explanation(), scene, input_volume=volume).volumes[0].GetName() for _ in range(3)
+    ]
     assert names[0] == "MRHead Integrated gradients: tumor"
     assert len(set(names)) == 3
 
@@ -97,7 +107,10 @@ def test_runs_collect_in_one_folder_with_a_folder_each(scene):
     publish(an_explanation(), scene)
     publish(an_explanation(), scene)
     tree = hierarchy(scene)
-    assert tree["SaliencyExplain results"] == ["Integrated gradients: tumor", "Integrated gradients: tumor (2)"]
+    assert tree["SaliencyExplain results"] == [
+        "Integrated gradients: tumor",
+        "Integrated gradients: tumor (2)",
+    ]
     assert "Integrated gradients: tumor" in tree["Integrated gradients: tumor"]
 
 
@@ -120,7 +133,9 @@ def test_attributes_and_references_tell_where_the_map_comes_from(scene):
     (volume,) = published.volumes
     assert volume.GetAttribute("SaliencyExplain.method") == "integrated_gradients"
     assert float(volume.GetAttribute("SaliencyExplain.value")) == 2.5
-    assert json.loads(volume.GetAttribute("SaliencyExplain.provenance"))["parameters"]["steps"] == 20
+    assert (
+        json.loads(volume.GetAttribute("SaliencyExplain.provenance"))["parameters"]["steps"] == 20
+    )
     assert json.loads(published.text.GetText()) == explanation.to_dict()
     role = "SaliencyExplain.inputVolume"
     assert [volume.GetNthNodeReference(role, index) for index in range(2)] == inputs
@@ -138,13 +153,18 @@ def test_the_region_table_is_typed_and_has_units(scene):
     explanation = an_explanation()
     regions = some_regions(explanation)
     table = publish(explanation, scene, regions=regions).table
-    kinds = {name: table.GetTable().GetColumnByName(name).GetClassName() for name in ("name", "voxels", "share")}
+    kinds = {
+        name: table.GetTable().GetColumnByName(name).GetClassName()
+        for name in ("name", "voxels", "share")
+    }
     assert kinds == {"name": "vtkStringArray", "voxels": "vtkLongArray", "share": "vtkDoubleArray"}
     assert table.GetColumnUnitLabel("volume_ml") == "ml"
     assert table.GetColumnTitle("density_ratio") == "Density ratio"
     assert "no preference" in table.GetColumnDescription("density_ratio")
     assert _cells(table, "voxels") == [row.voxels for row in regions.rows]
-    np.testing.assert_allclose(_cells(table, "share"), [row.share for row in regions.rows], rtol=1e-5)
+    np.testing.assert_allclose(
+        _cells(table, "share"), [row.share for row in regions.rows], rtol=1e-5
+    )
     assert np.isnan(_cells(table, "peak")[-1])
 
 
@@ -168,7 +188,9 @@ def test_the_summary_says_what_was_done_and_warns(scene):
     assert summary["Warning 1"].startswith("A 'quoted' warning")
 
 
-@pytest.mark.parametrize(("voxels", "text"), [(0.0, "zero everywhere"), (2.0, "same value everywhere")])
+@pytest.mark.parametrize(
+    ("voxels", "text"), [(0.0, "zero everywhere"), (2.0, "same value everywhere")]
+)
 def test_a_map_that_says_nothing_is_published_with_a_warning(scene, voxels, text):
     published = publish(an_explanation(np.full((1, *SHAPE), voxels, np.float32)), scene)
     display = published.volumes[0].GetDisplayNode()
@@ -185,7 +207,9 @@ def test_nan_in_a_map_becomes_zero_and_is_told(scene):
     assert any("2 voxels of the map were NaN" in text for text in published.warnings)
 
 
-@pytest.mark.parametrize("make", [lambda scene: a_transform(scene, np.diag([1.0, -1, 2, 1])), a_warp])
+@pytest.mark.parametrize(
+    "make", [lambda scene: a_transform(scene, np.diag([1.0, -1, 2, 1])), a_warp]
+)
 def test_the_map_moves_with_its_input(scene, make):
     volume, transform = an_input(scene), make(scene)
     volume.SetAndObserveTransformNodeID(transform.GetID())
