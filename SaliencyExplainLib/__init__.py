@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .image import make_image, read_image, read_labelmap, write_image
     from .model import Model, load_model
     from .regions import RegionTable, region_table
-    from .run import explain
+    from .run import explain, predict
     from .target import Target
 
 __version__ = "0.1.0"
@@ -44,6 +44,7 @@ __all__ = [
     "make_image",
     "make_method",
     "methods",
+    "predict",
     "read_image",
     "read_labelmap",
     "region_table",
@@ -59,6 +60,7 @@ _LATER = {
     "explain": ".run",
     "load_model": ".model",
     "make_image": ".image",
+    "predict": ".run",
     "read_image": ".image",
     "read_labelmap": ".image",
     "region_table": ".regions",

@@ -137,7 +137,8 @@ def demo(
         overlay(scan, rows, folder / figure, at=place)
         files[figure] = f"the maps of {name} over the anatomy"
     _write_table(folder / "regions.csv", runs)
-    write_scene(folder / "scene.mrb", scan, [(run.explanation, run.table) for run in runs])
+    results = [(run.explanation, run.table) for run in runs]
+    write_scene(folder / "scene.mrb", scan, results, (labels, names))
     files["regions.csv"] = "all region tables"
     files["scene.mrb"] = "everything as a scene of 3D Slicer"
     seconds, memory = time.perf_counter() - started, _peak_memory_mb()
@@ -210,17 +211,11 @@ def template() -> tuple[MetaTensor, MetaTensor, dict[int, str]]:
 
 
 def predicted(model: Model, image: MetaTensor) -> tuple[MetaTensor, dict[int, str]]:
-    """Label map of what a segmentation model finds, on the network's grid, and the names."""
-    from .engine import Engine
-    from .image import make_image
-    from .target import Target
+    """Label map of what a segmentation model finds, and the names of its labels."""
+    from .run import predict
 
-    prepared = model.prepare(image)
-    engine = Engine(model, prepared, Target(output=1, region="everywhere"))
-    with engine.running():
-        labels = engine.output(engine.x)[0].argmax(0)
-    names = dict(enumerate(model.output_names(len(model.labels))))
-    return make_image(labels.cpu(), prepared.affine), {key: names[key] for key in names if key}
+    names = dict(enumerate(model.labels))
+    return predict(model, image), {key: names[key] for key in names if key}
 
 
 def _silent(*_: Any) -> None:

@@ -43,6 +43,8 @@ class Explanation:
         Layers that were used.
     signed : bool
         Whether negative values mean evidence against the target.
+    unit : str
+        Unit of the maps' values, a voxel.
     combine : str
         How several channels become one map: "sum" (additive methods) or "max_abs".
     completeness_error : float or None
@@ -67,6 +69,7 @@ class Explanation:
     title: str
     parameters: dict[str, Any]
     signed: bool
+    unit: str = ""
     combine: str = "sum"
     layers: tuple[str, ...] = ()
     layer_map: MetaTensor | None = None
@@ -97,6 +100,7 @@ class Explanation:
             "parameters": self.parameters,
             "layers": list(self.layers),
             "signed": self.signed,
+            "unit": self.unit,
             "combine": self.combine,
             "target": self.target,
             "value": self.value,

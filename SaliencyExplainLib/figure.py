@@ -278,7 +278,7 @@ def _details(explanation: Explanation) -> str:
     what = f"{target.get('output_name', 'output')} {where}".strip()
     if target.get("contrast_name"):
         what += f", against {target['contrast_name']}"
-    if target.get("region_voxels"):
+    if (target.get("region_voxels") or 0) > 1:
         what += f" ({target['region_voxels']:,} voxels)"
     score = str(target.get("score") or "").replace("_", " ")
     kind = " ".join(part for part in (target.get("reduce"), score) if part)
@@ -286,7 +286,9 @@ def _details(explanation: Explanation) -> str:
     value = f"S = {explanation.value:.4g}" + (f" {unit}" if unit == "ml" else "")
     parts = [what, f"{value} ({kind})" if kind else value]
     if explanation.completeness_error is not None:
-        parts.append(f"completeness error {100 * explanation.completeness_error:.2g} %")
+        percent = 100 * explanation.completeness_error
+        digits = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+        parts.append(f"completeness error {digits} %")
     return "   ·   ".join(parts)
 
 
@@ -392,4 +394,6 @@ def _colour_bar(
     axes.spines[:].set(linewidth=0.5, edgecolor=_FAINT)
     middle, right = top + room / 2, left + _BAR_ROOM + 0.02
     upright = {"rotation": 90, "ha": "right", "va": "center"}
-    sheet.text(right, middle, "attribution (map unit)", _SMALL_PT, _INK, **upright)
+    sheet.text(
+        right, middle, f"attribution ({explanation.unit or 'map unit'})", _SMALL_PT, _INK, **upright
+    )

@@ -109,8 +109,9 @@ class RegionTable:
         for row in sorted(self.rows, key=lambda row: -np.nan_to_num(row.density_ratio, nan=-1.0)):
             where = f"{row.peak_r_mm:.1f}, {row.peak_a_mm:.1f}, {row.peak_s_mm:.1f}"
             lines.append(
-                f"{row.name[:27]:<28}{row.volume_ml:>9.1f}{row.share:>8.1%}{row.positive_share:>8.1%}"
-                f"{row.negative_share:>8.1%}{row.density_ratio:>9.2f}{row.mean:>11.2e}  {where}"
+                f"{row.name[:27]:<28}{row.volume_ml:>9.1f}{_percent(row.share)}"
+                f"{_percent(row.positive_share)}"
+                f"{_percent(row.negative_share)}{row.density_ratio:>9.2f}{row.mean:>11.2e}  {where}"
             )
         return "\n".join(lines)
 
@@ -236,6 +237,10 @@ def _row(
 
 def _ratio(numerator: float, denominator: float) -> float:
     return float(numerator / denominator) if denominator else float("nan")
+
+
+def _percent(share: float) -> str:
+    return f"{'-':>8}" if np.isnan(share) else f"{share:>8.1%}"
 
 
 def _text(value: Any) -> str:

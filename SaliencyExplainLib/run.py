@@ -12,14 +12,14 @@ import torch
 from monai.data import MetaTensor
 
 from .engine import Engine, MemoryMeter, Progress
-from .errors import Cancelled, MethodError, SaliencyExplainError
+from .errors import Cancelled, MethodError, SaliencyExplainError, TargetError
 from .explanation import Explanation
-from .image import as_image, make_image
+from .image import as_image, make_image, resample_labels
 from .methods import Attribution, Method, make_method
 from .model import Model
 from .target import Target
 
-__all__ = ["explain"]
+__all__ = ["explain", "predict"]
 
 
 def explain(
@@ -101,6 +101,7 @@ def explain(
         title=chosen.title,
         parameters={**chosen.parameters(), **made.used},
         signed=chosen.is_signed(),
+        unit=chosen.unit,
         combine=chosen.combine,
         layers=made.layers,
         completeness_error=made.completeness_error,
@@ -111,6 +112,51 @@ def explain(
         image=_provenance(image),
         versions=_versions(),
     )
+
+
+def predict(
+    model: Model,
+    image: MetaTensor,
+    progress: Callable[[float, str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> MetaTensor:
+    """Segment an image: the label map that goes with an explanation.
+
+    Parameters
+    ----------
+    model : Model
+        A segmentation network.
+    image : MetaTensor, shape (C, I, J, K)
+        The scan.
+    progress, cancelled : callable, optional
+        As for :func:`explain`.
+
+    Returns
+    -------
+    MetaTensor, shape (1, I, J, K) or (O, I, J, K)
+        On the image's grid. Softmax: the number of the predicted output. Sigmoid, where outputs may
+        overlap: a mask of 0 and 1 for each output.
+
+    Raises
+    ------
+    TargetError
+        If the network is no segmentation network.
+    """
+    if model.task != "segmentation":
+        raise TargetError(
+            f"Only a segmentation network predicts a label map; this one does {model.task}. "
+            "Its output is the value of an explanation."
+        )
+    image = as_image(image)
+    network_image = model.prepare(image)
+    engine = Engine(model, network_image, Target(), Progress(progress, cancelled))
+    engine.progress.total = len(engine.plan.windows)
+    with engine.running():
+        output = engine.output(engine.x)[0].cpu()
+    labels = (
+        output.argmax(0, keepdim=True) if model.activation == "softmax" else output.sigmoid() > 0.5
+    )
+    return resample_labels(make_image(labels, network_image.affine), image)
 
 
 def _layer_map(made: Attribution, network_image: MetaTensor) -> MetaTensor | None:

@@ -116,6 +116,12 @@ class Target:
             raise TargetError(
                 f"point_ras_mm is three RAS coordinates in mm; {self.point_ras_mm!r} was given."
             )
+        # Arrays become plain numbers, so that targets can be compared and shown.
+        if self.roi_ras_mm is not None:
+            low, high = (tuple(map(float, corner)) for corner in self.roi_ras_mm)
+            object.__setattr__(self, "roi_ras_mm", (low, high))
+        if self.point_ras_mm is not None:
+            object.__setattr__(self, "point_ras_mm", tuple(map(float, self.point_ras_mm)))
 
     def freeze(self, output: torch.Tensor, model: Model, image: MetaTensor) -> FrozenTarget:
         """Fix the region and the classes on the network's output of the unperturbed image.
@@ -237,7 +243,7 @@ class Target:
             problem = "The ROI holds no voxel centre of the image as the network sees it."
         else:
             found = torch.from_numpy(_nearest(shape, image.affine, self.point_ras_mm))
-            point = tuple(self.point_ras_mm or ())
+            point = self.point_ras_mm
             problem = f"The point {point} (RAS, mm) lies outside the image as the network sees it."
         if not found.any():
             raise TargetError(f"{problem} Move it over the anatomy, or choose another region.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,12 @@ __all__ = ["write_scene"]
 
 
 def write_scene(
-    path: Path, image: MetaTensor, runs: list[tuple[Explanation, RegionTable | None]]
+    path: Path,
+    image: MetaTensor,
+    runs: Sequence[tuple[Explanation, RegionTable | None]],
+    segments: tuple[MetaTensor, Mapping[int, str]] | None = None,
 ) -> None:
-    """Write a scene with the image and all runs, the first one shown.
+    """Write a scene with the image, its segments and all runs, the first one shown.
 
     Raises
     ------
@@ -25,21 +29,23 @@ def write_scene(
         If there is no package ``slicer``.
     """
     from .. import scene
-    from ..scene.nodes import node_from_map
 
     name = str(image.meta.get("filename_or_obj") or "image").split(",")[0].split(".")[0]
     made = scene.new_scene()
     try:
-        voxels = image.as_tensor().numpy()
-        count = voxels.shape[0]
-        nodes = []
-        for index in range(count):
-            title = name if count == 1 else f"{name} {index}"
-            node = made.AddNode(node_from_map(voxels[index], image.affine, title))
-            node.CreateDefaultDisplayNodes()
-            nodes.append(node)
+        nodes = scene.add_image(made, image, name)
+        segmentation = None
+        if segments is not None:
+            segmentation = scene.add_segmentation(made, *segments, f"{name} segments")
         for number, (explanation, table) in enumerate(runs):
-            scene.publish(explanation, made, input_volume=nodes, regions=table, show=number == 0)
+            scene.publish(
+                explanation,
+                made,
+                input_volume=nodes,
+                regions=table,
+                segmentation=segmentation,
+                show=number == 0,
+            )
         scene.save_mrb(made, path)
     finally:
         scene.release_scene(made)

@@ -126,7 +126,7 @@ class Engine:
         fused: torch.Tensor | None = None
         with torch.no_grad():
             for window in self.plan.windows:
-                part = self._run(padded, window)
+                part = self.run_window(padded, window)
                 if part.ndim == 2 or (
                     len(self.plan.windows) == 1 and not any(map(any, self.plan.padding))
                 ):
@@ -208,7 +208,7 @@ class Engine:
                 recorded(self.model.network, (name,), differentiable=False, stop=stop) as record,
                 torch.no_grad(),
             ):
-                self._run(padded, window)
+                self.run_window(padded, window)
             self.progress.step("features recorded", passes=1 if stop else 0)
             yield window, record.last(name)[0]
 
@@ -224,7 +224,7 @@ class Engine:
             recorded(self.model.network, names, differentiable=True) as record,
             torch.enable_grad(),
         ):
-            part = self._run(padded, window)
+            part = self.run_window(padded, window)
         if cotangent is None:
             cotangent = self._single_cotangent(part, at_start=True)
         features = [record.last(name) for name in names]
@@ -238,13 +238,13 @@ class Engine:
         """Pull a cotangent back through one window; its graph ends here, before the next window."""
         leaf = part.detach().clone().requires_grad_()
         with torch.enable_grad():
-            return self._pull(self._run(leaf, None), [leaf], cotangent)[0]
+            return self._pull(self.run_window(leaf, None), [leaf], cotangent)[0]
 
     def _gradient_in_one(self, x: torch.Tensor, at_start: bool) -> torch.Tensor:
         """One forward and one backward pass; at the start the region is frozen on the way."""
         leaf = self.plan.pad(x).detach().clone().requires_grad_()
         with torch.enable_grad():
-            part = self._run(leaf, None)
+            part = self.run_window(leaf, None)
             cotangent = self._single_cotangent(part, at_start)
             (gradient,) = self._pull(part, [leaf], cotangent)
         return self._unpadded(gradient)
@@ -317,7 +317,7 @@ class Engine:
             for leaf, gradient in zip(leaves, found, strict=True)
         )
 
-    def _run(self, volume: torch.Tensor, window: tuple[slice, ...] | None) -> torch.Tensor:
+    def run_window(self, volume: torch.Tensor, window: tuple[slice, ...] | None) -> torch.Tensor:
         """The network on one window (or on `volume` as it is), its answer checked."""
         self.progress.check()
         part = volume if window is None else volume[(slice(None), slice(None), *window)]
@@ -357,7 +357,13 @@ class Engine:
             )
 
     def _unpadded(self, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient[0][(slice(None), *self.plan.inside)]
+        """Pull a gradient back through the padding, whose voxels may be copies of the volume's."""
+        if not any(map(any, self.plan.padding)):
+            return gradient[0]
+        with torch.enable_grad():
+            leaf = torch.zeros_like(self.x, requires_grad=True)
+            padded = self.plan.pad(leaf)
+        return torch.autograd.grad(padded, leaf, gradient)[0][0]
 
 
 def _restore(

@@ -67,11 +67,19 @@ def param(
     high: float | None = None,
     unit: str = "",
     choices: tuple[str, ...] | None = None,
+    kind: str = "",
 ) -> Any:
     """Declare a parameter of a method: its default, range or choices, unit and help."""
     return field(
         default=default,
-        metadata={"help": help, "low": low, "high": high, "unit": unit, "choices": choices},
+        metadata={
+            "help": help,
+            "low": low,
+            "high": high,
+            "unit": unit,
+            "choices": choices,
+            "kind": kind,
+        },
     )
 
 
@@ -81,8 +89,8 @@ class Method:
 
     Class attributes, set by :func:`method`
         ``name``, ``title``, ``family``, ``summary`` (what it answers), ``paper``, ``signed``,
-        ``needs_layer``, ``needs_gradient``, ``combine`` (how input channels join: "sum" or
-        "max_abs"), ``weaknesses``.
+        ``needs_layer``, ``needs_gradient``, ``unit`` (of the map's values), ``combine`` (how input
+        channels join: "sum" or "max_abs"), ``weaknesses``.
     """
 
     name: ClassVar[str]
@@ -93,6 +101,7 @@ class Method:
     signed: ClassVar[bool]
     needs_layer: ClassVar[bool]
     needs_gradient: ClassVar[bool]
+    unit: ClassVar[str]
     combine: ClassVar[str]
     weaknesses: ClassVar[str]
 
@@ -150,6 +159,7 @@ def method(
     weaknesses: str,
     needs_layer: bool = False,
     needs_gradient: bool = True,
+    unit: str = "score",
     combine: str = "sum",
 ) -> Callable[[_M], _M]:
     """Declare a method under its name.
@@ -176,6 +186,7 @@ def method(
             "weaknesses": weaknesses,
             "needs_layer": needs_layer,
             "needs_gradient": needs_gradient,
+            "unit": unit,
             "combine": combine,
         }
         for key, value in facts.items():

@@ -203,6 +203,7 @@ class _WeightedCam(_Cam):
 
 @method(
     "grad_cam",
+    unit="relative",
     title="Grad-CAM",
     family="layer",
     summary="Where are the features active that, averaged over the volume, raise the score?",
@@ -237,6 +238,7 @@ class GradCAM(_WeightedCam):
 
 @method(
     "grad_cam_plus_plus",
+    unit="relative",
     title="Grad-CAM++",
     family="layer",
     summary="Where are the features active that raise the score at some places, however small?",

@@ -22,6 +22,7 @@ __all__ = ["Gradient", "InputXGradient"]
 
 @method(
     "gradient",
+    unit="score / intensity",
     title="Gradient",
     family="gradient",
     summary="Where would a small change of intensity raise (+) or lower (-) the score?",

@@ -53,6 +53,7 @@ class _Rectified(Method):
 
 @method(
     "deconvnet",
+    unit="score / intensity",
     title="DeconvNet",
     family="gradient",
     summary="Which image structure do positive signals project back from the score?",
@@ -70,6 +71,7 @@ class DeconvNet(_Rectified):
 
 @method(
     "guided_backprop",
+    unit="score / intensity",
     title="Guided backpropagation",
     family="gradient",
     summary="Which fine structures excite the units that raise the score?",

@@ -26,6 +26,7 @@ _KINDS = ("smooth", "squared", "variance")
 
 @method(
     "smooth_grad",
+    unit="score / intensity",
     title="SmoothGrad",
     family="gradient",
     summary="Which change does the score follow on average in a neighbourhood of this image?",

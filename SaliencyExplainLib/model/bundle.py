@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError, UntrustedModelError
-from .trust import harmless_config
+from .trust import harmless_config, without_reading
 
 __all__ = ["find_bundle", "read_bundle"]
 
@@ -123,7 +123,7 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
         )
     _refuse_2d(config, ids["network"], metadata)
     ours = {"bundle_root": str(root), "device": "cpu"}
-    buildable = {**config, **ours}
+    buildable = without_reading({**config, **ours})
     if not trusted:
         wanted = [name for part, name in ids.items() if name and part != "postprocess"]
         buildable = harmless_config(buildable, [*wanted, *ours])

@@ -9,6 +9,7 @@ world position, since every MONAI image knows its affine.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -63,7 +64,8 @@ class Preprocess:
             image.as_tensor().clone(), image.affine, str(image.meta.get("filename_or_obj", ""))
         )
         try:
-            result = compose(copy) if key is None else compose({key: copy})[key]
+            with _only_key(compose, key):
+                result = compose(copy) if key is None else compose({key: copy})[key]
         except Exception as error:
             reason = str(error.__cause__ or error).strip().splitlines()
             raise ImageError(
@@ -142,14 +144,19 @@ class Preprocess:
             applied_operations=done,
         )
         try:
-            if key is None:
-                result = compose.inverse(start)
-            else:
-                with allow_missing_keys_mode(compose):
-                    result = compose.inverse({key: start})[key]
+            with _only_key(compose, key):
+                result = compose.inverse(start if key is None else {key: start})
+            result = result if key is None else result[key]
         except (RuntimeError, NotImplementedError, KeyError, ValueError):
             return None  # the caller interpolates by world position instead
         return result if isinstance(result, MetaTensor) and result.ndim == 4 else None
+
+
+def _only_key(compose: Compose, key: Hashable | None) -> AbstractContextManager[Any]:
+    """Let dictionary transforms pass over what only training has, such as the label map."""
+    if key is None or not any(isinstance(step, MapTransform) for step in compose.transforms):
+        return nullcontext()
+    return allow_missing_keys_mode(compose)
 
 
 def _flat(steps: Sequence[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 MONAI runs every ``$import`` of a configuration that it is given, wherever it stands, opens every
 ``%`` macro, and looks up a reader of images by any dotted name. So only what was checked here is
-handed to it: the wanted sections and what they refer to, without the arguments of readers.
+handed to it: the wanted sections and what they refer to. Readers lose their arguments before.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 from ..errors import ModelError, UntrustedModelError
 
-__all__ = ["harmless_config"]
+__all__ = ["harmless_config", "without_reading"]
 
 #: Transforms of MONAI that run code, import packages or write files when built or called.
 _ACTIVE_TRANSFORMS = re.compile(
     r"^(Rand)?(Lambda|TorchVision|TorchIO|SaveImage|Save|Cucim|Cu|Img2Tensorboard|DataStats)"
 )
-#: They would call whatever their ``reader`` names; reading is done before, so they lose arguments.
+#: They build what their ``reader`` names, any function or a package that is not installed.
 _READING = re.compile(r"^LoadImage(d|D|Dict)?$")
 
 
@@ -32,7 +32,7 @@ def harmless_config(config: dict[str, Any], names: Sequence[str]) -> dict[str, A
     Parameters
     ----------
     config : dict
-        The whole configuration; it is not changed.
+        The whole configuration, :func:`without_reading`; it is not changed.
     names : sequence of str
         Sections that will be built.
 
@@ -52,7 +52,7 @@ def harmless_config(config: dict[str, Any], names: Sequence[str]) -> dict[str, A
         name = todo.pop()
         if name in needed or name not in config:
             continue
-        needed[name] = _without_reading(config[name])
+        needed[name] = config[name]
         for where, value in _leaves(needed[name], name):
             reason = _code_in(where, value)
             if reason:
@@ -122,12 +122,16 @@ def _references(where: str, value: Any) -> list[str]:
     return re.findall(r"@(\w+)", absolute)
 
 
-def _without_reading(value: Any) -> Any:
+def without_reading(value: Any) -> Any:
+    """Return a configuration whose transforms that read files have no arguments but their keys.
+
+    The scan is read already; a reader is never used.
+    """
     if isinstance(value, dict):
         target = str(value.get("_target_", "")).rpartition(".")[2]
         kept = {"_target_", "keys"} if _READING.match(target) else set(value)
-        return {key: _without_reading(inner) for key, inner in value.items() if key in kept}
-    return [_without_reading(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_reading(inner) for key, inner in value.items() if key in kept}
+    return [without_reading(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .files import load_mrb, save_mrb
     from .host import in_app, new_scene, release_scene, scene_or_default
+    from .inputs import add_image, add_segmentation
     from .nodes import image_from_node, image_from_nodes
     from .places import Roi, point_from_node, roi_from_node
     from .publishing import Published, publish
@@ -39,6 +40,8 @@ __all__ = [
     "Published",
     "Roi",
     "Segments",
+    "add_image",
+    "add_segmentation",
     "image_from_node",
     "image_from_nodes",
     "in_app",
@@ -78,6 +81,7 @@ _HOMES = {
     ),
     "files": ("load_mrb", "save_mrb"),
     "host": ("in_app", "new_scene", "release_scene", "scene_or_default"),
+    "inputs": ("add_image", "add_segmentation"),
     "nodes": ("image_from_node", "image_from_nodes"),
     "places": ("Roi", "point_from_node", "roi_from_node"),
     "publishing": ("Published", "publish"),

@@ -15,7 +15,6 @@ from SaliencyExplainLib.errors import ImageError, MissingPackageError
 from SaliencyExplainLib.explanation import Explanation
 from SaliencyExplainLib.figure import draw, overlay
 from SaliencyExplainLib.image import make_image, read_image
-from SaliencyExplainLib.panels import colour_limit, coloured, grey_window
 from SaliencyExplainLib.planes import (
     PLANES,
     centre_ras_mm,
@@ -169,40 +168,6 @@ def test_the_planes_cross_in_the_middle_of_a_mask(an_image, a_map):
     assert any(text.startswith("sagittal, R = ") for text in written)
 
 
-# Colours
-
-
-def test_zero_is_transparent_and_signs_have_their_colours():
-    colours, opacity = coloured(np.array([-1.0, -0.01, 0.0, 0.01, 1.0, np.nan]), 1.0, True)
-    assert opacity[:, 0].tolist() == [0.9, 0.0, 0.0, 0.0, 0.9, 0.0]
-    assert colours[0, 2] > 0.7 > colours[0, 0]
-    assert colours[4, 0] > 0.7 > colours[4, 2]
-
-
-def test_opacity_rises_with_the_magnitude():
-    _, opacity = coloured(np.linspace(0, 1, 50), 1.0, False)
-    assert (np.diff(opacity[:, 0]) >= 0).all()
-
-
-def test_the_colour_bar_ends_near_the_largest_magnitude_and_one_wild_voxel_does_not_move_it():
-    voxels = np.random.default_rng(0).normal(size=(20, 20, 20))
-    limit = colour_limit(make_image(voxels, np.eye(4)))
-    assert 2.0 < limit < np.abs(voxels).max()
-    voxels[0, 0, 0] = 20.0
-    assert colour_limit(make_image(voxels, np.eye(4))) == pytest.approx(limit, rel=0.1)
-    assert colour_limit(make_image(np.zeros((2, 2, 2)), np.eye(4))) == 0
-
-
-def test_grey_values_are_spread_over_the_tissue_of_a_ct():
-    generator = np.random.default_rng(1)
-    voxels = np.full((30, 30, 30), -1000.0)
-    voxels[5:25, 5:25, 5:25] = generator.normal(40, 40, (20, 20, 20))
-    low, high = grey_window(make_image(voxels, np.eye(4)))
-    assert -300 < low < 0
-    assert 100 < high < 300
-    assert grey_window(make_image(np.zeros((3, 3, 3)), np.eye(4))) == (0.0, 1.0)
-
-
 def test_the_outline_is_drawn_and_explained(an_image, a_map):
     mask = make_image(a_map.as_tensor() > 0.3, a_map.affine)
     plain = pixels(draw(an_image, an_explanation(a_map)))
@@ -226,6 +191,12 @@ def test_the_title_says_method_output_value_and_completeness(an_image, a_map):
         "Radiological convention",
     ):
         assert part in written
+
+
+@pytest.mark.parametrize(("error", "said"), [(1.0071, "101 %"), (0.00042, "0.042 %"), (0.0, "0 %")])
+def test_the_completeness_error_is_written_as_people_write_it(an_image, a_map, error, said):
+    written = " ".join(texts_of(draw(an_image, an_explanation(a_map, completeness_error=error))))
+    assert f"completeness error {said}" in written
 
 
 def test_a_soft_volume_has_its_unit_and_a_contrast_its_rival(an_image, a_map):

@@ -18,6 +18,9 @@ from monai.inferers import SlidingWindowInferer
 import SaliencyExplainLib as sx
 from SaliencyExplainLib.image import make_image, ras_to_ijk, spacing_mm, to_ras
 
+# MONAI 1.6 announces a default that images with RAS metadata have already.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Orientation.*labels:FutureWarning")
+
 SHAPE = (20, 17, 12)
 SPACING_MM = (1.2, 1.7, 2.9)
 SIGMA_MM = 3.0
@@ -251,7 +254,7 @@ def test_windows_leave_the_peak_at_the_blob_in_all_48_axis_orders(method, blob, 
         assert off_by(explanation.map, blob_ras, explanation.network_maps)[0] <= 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     order=st.sampled_from(ORDERS),
     spacing=st.tuples(*[st.floats(0.8, 3.0)] * 3),
@@ -315,9 +318,9 @@ def test_a_region_table_is_the_same_in_all_48_axis_orders(blob, blob_ras):
 def test_a_region_table_takes_a_label_map_in_any_axis_order(blob):
     made = sx.explain(a_model(PIPELINES["none"]), blob, EVERYWHERE, "gradient")
     labels = make_image((blob.as_tensor() > 0.3).float(), blob.affine)
-    first = sx.region_table(made, labels)
+    first = sx.region_table(made, labels).to_csv()
     for labelmap in all_orders(labels):
-        assert sx.region_table(made, labelmap)[1] == first[1]
+        assert sx.region_table(made, labelmap).to_csv() == first
 
 
 def test_a_point_target_is_found_in_all_48_axis_orders(blob, blob_ras):
