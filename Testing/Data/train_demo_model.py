@@ -827,7 +827,8 @@ Written by `Testing/Data/train_demo_model.py`.
 
 The template is the brain that the model was trained on, so the first row says that it has learnt,
 not that it generalises. The held-out heads are made up from the same template with another seed. No
-Dice was measured on a real head with labels drawn by people.
+Dice was measured on a real head with labels drawn by people; real heads, where volumes of one stand
+above, were looked at while the model was developed.
 
 ## Training
 
