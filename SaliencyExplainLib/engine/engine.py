@@ -23,6 +23,7 @@ from monai.data import MetaTensor
 
 from ..errors import ModelError, SaliencyExplainError
 from ..model import Model, WindowPlan, plan_windows
+from ..model.layers import evaluating
 from ..target import FrozenTarget, Target
 from .progress import Progress
 from .record import recorded
@@ -86,12 +87,10 @@ class Engine:
     def running(self) -> Iterator[Engine]:
         """Eval mode and frozen weights, put back as they were at the end."""
         network = self.model.network
-        modes = [(module, module.training) for module in network.modules()]
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        with ExitStack() as stack:
-            stack.callback(_restore, modes, trainable)
-            network.eval()
+        with evaluating(network), ExitStack() as stack:
             for parameter in trainable:
+                stack.callback(parameter.requires_grad_)
                 parameter.requires_grad_(False)
             yield self
 
@@ -364,15 +363,6 @@ class Engine:
             leaf = torch.zeros_like(self.x, requires_grad=True)
             padded = self.plan.pad(leaf)
         return torch.autograd.grad(padded, leaf, gradient)[0][0]
-
-
-def _restore(
-    modes: list[tuple[torch.nn.Module, bool]], trainable: list[torch.nn.Parameter]
-) -> None:
-    for module, training in modes:
-        module.training = training
-    for parameter in trainable:
-        parameter.requires_grad_()
 
 
 def _first_tensor(result: Any) -> torch.Tensor:

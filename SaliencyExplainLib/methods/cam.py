@@ -12,10 +12,14 @@ Selvaraju 2017, arXiv:1610.02391; Chattopadhay 2018, arXiv:1710.11063; Draelos a
 arXiv:2011.08891; Jiang 2021, doi:10.1109/TIP.2021.3089943.
 
 Differs from the papers: the scalar is the target's (the region frozen), not a class score; the map
-stands on the layer's true grid; Grad-CAM++ has no factor exp(score), which overflows for summed
-logits. Through sliding windows all windows' positions count as one set: a position covered by
-several windows counts with their parts b_w in the fusion, so g_k sums over windows and A_k is their
-mean.
+stands on the layer's true grid; Grad-CAM++ has the mean over positions, as Grad-CAM has, and no
+factor exp(score), which overflows for summed logits.
+
+Through sliding windows the positions of all windows count as one set with one w_k; a position that
+several windows cover counts in each with its part b_w in the fusion (read at the layer's voxels),
+so Z = sum_w sum_u b_w(u), and what stands for g in alpha is g / b_w. Each window's map is made and
+interpolated by itself. Those of Grad-CAM and Grad-CAM++ are averaged with b_w; those of HiResCAM
+and LayerCAM are summed, because b_w is in their g.
 """
 
 from __future__ import annotations

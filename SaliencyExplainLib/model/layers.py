@@ -5,58 +5,22 @@ convolution, pooling, up-sampling, crop and pad is followed. So the grid of a la
 strides, padding and kernels, not from a guess: with stride 2 and padding 1 a feature voxel i at the
 bottom of a 4-level U-Net sits at input voxel 8 i, while resizing its map to the input's size would
 put it 3.5 voxels away along each axis.
-
-Grid rules, per axis, with input grid (origin o, spacing s) in voxels of the network's input::
-
-    convolution, pooling      o + s (d (k - 1) / 2 - p),   s t                  kernel k, stride t,
-    padding p, dilation d transposed convolution    o + s (p - d (k - 1) / 2) / t,   s / t resize
-    from n to m        o + s (n / m - 1) / 2,   s n / m                  (corners aligned: o, s (n -
-    1) / (m - 1)) crop at a with step b     o + s a,   s b;    pad by a: o - s a
-
-Where paths of different grids meet (an up-sampled path and a skip), the features take the grid of
-the path with the smaller receptive field: fine detail sets the place. SegResNet's last features
-would otherwise lie 3.5 voxels before the voxels of the input that they stand on.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ModelError
+from .follow import Follower, Grid, Place, spread_evenly, tensors_in
 
-__all__ = ["Grid", "LayerInfo", "trace_layers"]
-
-_aten = torch.ops.aten
-_POOLS = (_aten.max_pool3d_with_indices, _aten.avg_pool3d, _aten.max_pool3d)
-_ADAPTIVE = (_aten._adaptive_avg_pool3d, _aten.adaptive_avg_pool3d, _aten.adaptive_max_pool3d)
-_RESIZES = (_aten.upsample_trilinear3d, _aten.upsample_nearest3d, _aten._upsample_nearest_exact3d)
-_PADS = (_aten.constant_pad_nd, _aten.replication_pad3d, _aten.reflection_pad3d)
-_REORDERED = (_aten.permute, _aten.transpose, _aten.roll, _aten.t, _aten.movedim)
-_RESHAPED = (_aten.view, _aten._unsafe_view, _aten.reshape)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Centre of voxel (0, 0, 0) and distance of neighbours, in voxels of the network's input."""
-
-    origin: tuple[float, float, float]
-    spacing: tuple[float, float, float]
-    exact: bool = True
-
-    def affine(self, network_affine: Any) -> np.ndarray:
-        """IJK-to-RAS matrix of the layer's voxels, (4, 4), from that of the network's input."""
-        local = np.eye(4)
-        local[:3, :3] = np.diag(self.spacing)
-        local[:3, 3] = self.origin
-        return np.asarray(network_affine, dtype=np.float64) @ local
+__all__ = ["Grid", "LayerInfo", "evaluating", "trace_layers"]
 
 
 @dataclass(frozen=True)
@@ -119,15 +83,27 @@ def trace_layers(
         return _trace_without_data(network, shape, device)
     except Exception:  # noqa: BLE001 - code that looks at data fails in many ways without any
         pass  # the real run below decides, and says what is wrong
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        with torch.no_grad():
-            return _trace(network.eval(), torch.zeros((1, *shape), device=device))
+        with evaluating(network), torch.no_grad():
+            return _trace(network, torch.zeros((1, *shape), device=device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ModelError(
             f"The network does not run on an input of shape {tuple(shape)} (C, I, J, K): "
             f"{str(error).splitlines()[0]}."
         ) from error
+
+
+@contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards each module has its own mode again, whatever happened.
+
+    A frozen TorchScript module has no mode, and an exported one refuses ``eval()``.
+    """
+    modes = [(one, one.training) for one in network.modules() if hasattr(one, "training")]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -140,12 +116,13 @@ def _trace_without_data(
 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
         with FakeCopyMode(fake):
-            twin = copy.deepcopy(network).eval()
-        return _trace(twin, torch.empty((1, *shape), device=device))
+            twin = copy.deepcopy(network)
+        with evaluating(twin):
+            return _trace(twin, torch.empty((1, *shape), device=device))
 
 
 def _trace(network: torch.nn.Module, volume: torch.Tensor) -> list[LayerInfo]:
-    follower = _Follower(volume)
+    follower = Follower(volume)
     seen: dict[str, _Finished] = {}
 
     def note(name: str, module: torch.nn.Module, output: Any) -> None:
@@ -163,15 +140,13 @@ def _trace(network: torch.nn.Module, volume: torch.Tensor) -> list[LayerInfo]:
                 attached.callback(hook.remove)
         attached.enter_context(follower)
         result = network(volume)
-    final = {
-        follower.state(tensor) for tensor in [next(_tensors((result,)), None)] if tensor is not None
-    }
+    final = {follower.state(tensor) for tensor in list(tensors_in((result,)))[:1]}
     return [
         LayerInfo(
             name=name,
             kind=type(one.module).__name__,
             shape=tuple(one.output.shape[1:]),
-            grid=one.place.grid if one.place else _spread(volume, one.output),
+            grid=one.place.grid if one.place else spread_evenly(volume, one.output),
             feeds_instance_norm=one.state in follower.normalised - follower.used,
             calls=one.calls,
             leaf=next(one.module.children(), None) is None,
@@ -184,21 +159,13 @@ def _trace(network: torch.nn.Module, volume: torch.Tensor) -> list[LayerInfo]:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a volume's voxels lie, and the receptive field of one of them, in input voxels."""
-
-    grid: Grid
-    field: float
-
-
-@dataclass(frozen=True)
 class _Finished:
     """A module's last call; `state` and `place` as they were when it finished."""
 
     module: torch.nn.Module
     output: torch.Tensor
     state: tuple[int, int]
-    place: _Place | None
+    place: Place | None
     calls: int
 
 
@@ -208,207 +175,7 @@ def _is_activation(module: torch.nn.Module) -> bool:
     return home.startswith("torch.nn.modules.activation") or monai_own
 
 
-def _spread(volume: torch.Tensor, features: torch.Tensor) -> Grid:
-    """Features spread evenly over the input, marked inexact: they could not be followed."""
-    ratios = [full / part for full, part in zip(volume.shape[2:], features.shape[2:], strict=True)]
-    return Grid(_triple((ratio - 1) / 2 for ratio in ratios), _triple(ratios), exact=False)
-
-
 def _divides(volume: torch.Tensor, features: torch.Tensor) -> bool:
     """Whether features that were not followed may be a volume: channels-last ones are none."""
     sizes = zip(volume.shape[2:], features.shape[2:], strict=True)
     return all(full % part == 0 for full, part in sizes)
-
-
-class _Follower(TorchDispatchMode):
-    """Watches every tensor operation and keeps the place of each volume.
-
-    Tensors are kept alive for the length of the trace, so that an ``id`` means one tensor. What is
-    written into in place is another state of it.
-
-    Attributes
-    ----------
-    places : dict of int to _Place
-        By the identity of the tensor.
-    normalised, used : set of (int, int)
-        States that went into an instance normalisation, and into anything else.
-    """
-
-    def __init__(self, volume: torch.Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.places = {id(volume): _Place(Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1.0)}
-        self.roots: dict[int, int] = {}
-        self.normalised: set[tuple[int, int]] = set()
-        self.used: set[tuple[int, int]] = set()
-        self.alive: list[torch.Tensor] = [volume]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = [(tensor, self.state(tensor)) for tensor in _tensors(args)]
-        result = func(*args, **(kwargs or {}))
-        outputs = list(_tensors((result,)))
-        if not before or not outputs:
-            return result
-        packet, first = func.overloadpacket, before[0][0]
-        view = packet in _RESHAPED
-        if _normalises_instances(packet, args):
-            self.normalised.add(before[0][1])
-        elif not view:
-            self.used |= {state for _, state in before}
-        for output in outputs:
-            self.alive.append(output)
-            if view and output is not first and output.numel() == first.numel():
-                self.roots[id(output)] = self.state(first)[0]
-            place = self._place(packet, args, first, output)
-            if place is not None:
-                self.places[id(output)] = place
-        return result
-
-    def state(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """Identity of the tensor that this one is a view of, and how often it was written into."""
-        return self.roots.get(id(tensor), id(tensor)), tensor._version
-
-    def _place(
-        self, packet: Any, args: Any, first: torch.Tensor, output: torch.Tensor
-    ) -> _Place | None:
-        if output.ndim != 5 or packet in _REORDERED:
-            return None
-        known = self.places.get(id(first))
-        moved = None if known is None else _moved(packet, args, known, first, output)
-        if moved is not None:
-            return moved
-        met = [
-            self.places[id(tensor)]
-            for tensor in _tensors(args)
-            if id(tensor) in self.places and tensor.shape[2:] == output.shape[2:]
-        ]
-        if not met:
-            return None
-        finest = min(met, key=lambda place: place.field)
-        return _Place(finest.grid, max(place.field for place in met))
-
-
-def _normalises_instances(packet: Any, args: Any) -> bool:
-    """Whether this is an instance norm: batch norm in training mode on a view, or group norm."""
-    return bool(
-        (packet in (_aten.native_batch_norm, _aten.cudnn_batch_norm) and args[5])
-        or (packet is _aten.native_group_norm and args[6] == args[4])
-    )
-
-
-def _moved(
-    packet: Any, args: Any, place: _Place, first: torch.Tensor, output: torch.Tensor
-) -> _Place | None:
-    """Place behind an operation that moves voxels; None for one that leaves them where they are."""
-    grid, before, after = place.grid, first.shape[2:], output.shape[2:]
-    if packet is _aten.convolution:
-        kernel = args[1].shape[2:]
-        stride, padding, dilation, transposed = args[3:7]
-        sizes = (kernel, _three(stride), _three(padding), _three(dilation))
-        return _convolved(place, *sizes, transposed)
-    if packet in _POOLS:
-        kernel = _three(args[1])
-        stride = _three(args[2]) if len(args) > 2 and args[2] else kernel
-        padding = _three(args[3]) if len(args) > 3 else (0, 0, 0)
-        dilated = packet is not _aten.avg_pool3d and len(args) > 4
-        dilation = _three(args[4]) if dilated else (1, 1, 1)
-        return _convolved(place, kernel, stride, padding, dilation, False)
-    if packet in _ADAPTIVE and all(n % m == 0 for n, m in zip(before, after, strict=True)):
-        kernel = [n // m for n, m in zip(before, after, strict=True)]
-        return _convolved(place, kernel, kernel, (0, 0, 0), (1, 1, 1), False)
-    if packet in _RESIZES:
-        aligned = packet is _aten.upsample_trilinear3d and bool(args[2])
-        resized = _resized(grid, before, after, _scales(packet, args), aligned)
-        return _Place(resized, place.field + max(grid.spacing))
-    if packet is _aten.slice:
-        return _Place(_sliced(grid, args, first), place.field)
-    if packet in _PADS:
-        front = [*args[1][::2], 0, 0, 0][:3]
-        return _Place(_shifted(grid, [-amount for amount in reversed(front)]), place.field)
-    if packet is _aten.flip:
-        return _Place(_flipped(grid, args[1], first), place.field)
-    return None
-
-
-def _convolved(
-    place: _Place, kernel: Any, stride: Any, padding: Any, dilation: Any, transposed: bool
-) -> _Place:
-    grid = place.grid
-    reach = [d * (k - 1) / 2 - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    wider = max(s * d * (k - 1) for s, d, k in zip(grid.spacing, dilation, kernel, strict=True))
-    if transposed:
-        back = [-r / t for r, t in zip(reach, stride, strict=True)]
-        spacing = [s / t for s, t in zip(grid.spacing, stride, strict=True)]
-        moved = _shifted(grid, back)
-    else:
-        spacing = [s * t for s, t in zip(grid.spacing, stride, strict=True)]
-        moved = _shifted(grid, reach)
-    return _Place(Grid(moved.origin, _triple(spacing), grid.exact), place.field + wider)
-
-
-def _scales(packet: Any, args: Any) -> tuple[float | None, ...]:
-    """Factors (i, j, k) that a resize was asked for by; None where it was asked for by size."""
-    given = args[3:] if packet is _aten.upsample_trilinear3d else args[2:]
-    return tuple(given) if len(given) == 3 else (None, None, None)
-
-
-def _resized(grid: Grid, before: Any, after: Any, scales: Any, aligned: bool) -> Grid:
-    if aligned:
-        spacing = [
-            s * (n - 1) / max(m - 1, 1) for s, n, m in zip(grid.spacing, before, after, strict=True)
-        ]
-        return Grid(grid.origin, _triple(spacing), grid.exact)
-    # A factor is used as it is: 7 voxels by 1.5 become 10, spaced 1 / 1.5 and not 7 / 10.
-    ratios = [
-        1 / scale if scale else n / m for n, m, scale in zip(before, after, scales, strict=True)
-    ]
-    shifted = _shifted(grid, [(ratio - 1) / 2 for ratio in ratios])
-    spacing = [s * r for s, r in zip(grid.spacing, ratios, strict=True)]
-    return Grid(shifted.origin, _triple(spacing), grid.exact)
-
-
-def _flipped(grid: Grid, axes: Any, tensor: torch.Tensor) -> Grid:
-    flipped = {axis % tensor.ndim - 2 for axis in axes}
-    last = [tensor.shape[axis + 2] - 1 if axis in flipped else 0 for axis in range(3)]
-    spacing = [-s if axis in flipped else s for axis, s in enumerate(grid.spacing)]
-    return Grid(_shifted(grid, last).origin, _triple(spacing), grid.exact)
-
-
-def _sliced(grid: Grid, args: Any, tensor: torch.Tensor) -> Grid:
-    axis = (args[1] if len(args) > 1 else 0) % tensor.ndim - 2
-    if axis < 0:
-        return grid
-    start = args[2] if len(args) > 2 and args[2] is not None else 0
-    start = max(0, start + tensor.shape[axis + 2]) if start < 0 else start
-    step = args[4] if len(args) > 4 else 1
-    by, scale = [0.0] * 3, [1.0] * 3
-    by[axis], scale[axis] = start, step
-    shifted = _shifted(grid, by)
-    return Grid(
-        shifted.origin, _triple(s * f for s, f in zip(grid.spacing, scale, strict=True)), grid.exact
-    )
-
-
-def _shifted(grid: Grid, by: Sequence[float]) -> Grid:
-    """The grid moved by (di, dj, dk) of its own voxels."""
-    origin = _triple(o + s * d for o, s, d in zip(grid.origin, grid.spacing, by, strict=True))
-    return Grid(origin, grid.spacing, grid.exact)
-
-
-def _three(value: Any) -> tuple[Any, Any, Any]:
-    values = list(value) if isinstance(value, Sequence) else [value]
-    return tuple(values * 3 if len(values) == 1 else values)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    one, two, three = (float(value) for value in values)
-    return one, two, three
-
-
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())

@@ -467,10 +467,11 @@ def _shared_weights(
 
 
 def only_geometry(network: nn.Module) -> nn.Module:
-    """Copy a network and leave only what moves voxels: no norms, identity activations.
+    """Copy a network and leave only what moves voxels, which makes it linear.
 
-    Weights become positive constants, the centre tap alone in kernels of odd size: then the
-    gradient's centroid is the centre of the receptive field, and nothing reaches the border.
+    No norms, identity activations, open gates; weights are positive constants, the centre tap
+    alone in kernels of odd size. So a feature voxel is a weighted mean of input voxels (nothing
+    of which lies beyond the border), and what it makes of the coordinates is its own place.
     """
     twin = copy.deepcopy(network).eval()
     for parent in list(twin.modules()):
@@ -478,6 +479,8 @@ def only_geometry(network: nn.Module) -> nn.Module:
             if isinstance(child, nn.MaxPool3d):
                 pool = nn.AvgPool3d(child.kernel_size, child.stride, child.padding)
                 setattr(parent, name, pool)
+            elif isinstance(child, nn.Sigmoid):
+                setattr(parent, name, _Open())
             elif isinstance(child, _KINKED + _SMOOTH) or _is_norm(child):
                 setattr(parent, name, nn.Identity())
     for module in twin.modules():
@@ -486,7 +489,12 @@ def only_geometry(network: nn.Module) -> nn.Module:
             _centre_only(module, weight)
         if isinstance(getattr(module, "bias", None), nn.Parameter):
             nn.init.zeros_(module.bias)
-    return twin.double()
+    return twin
+
+
+class _Open(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(x)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -504,30 +512,40 @@ def _centre_only(module: nn.Module, weight: torch.Tensor) -> None:
         weight /= weight.shape[1]
 
 
-def measured_centre(
-    network: nn.Module, layer: str, shape: Sequence[int], axis: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Centroid along an axis of the input gradient of a layer's inner voxels.
+def measured_centres(
+    network: nn.Module, shape: Sequence[int]
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Where the inner voxels of every layer of such a copy lie, along the three axes.
 
     Returns
     -------
-    indices, centres : ndarray
-        Of the voxels from one to three quarters along the axis, in the middle of the others.
+    dict of str to list of (indices, centres)
+        Voxels from one to three quarters of each axis, in the middle of the others.
     """
-    kept: list[torch.Tensor] = []
-    hook = network.get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.append(out))
-    x = torch.ones((1, *shape), dtype=torch.float64, requires_grad=True)
-    network(x)
-    hook.remove()
-    features = kept[-1].sum(1)[0]
-    size = features.shape[axis]
-    indices = np.arange(size // 4, max(size // 4 + 1, 3 * size // 4))
-    middle = [one // 2 for one in features.shape]
-    centres = []
-    for index in indices:
-        place = list(middle)
-        place[axis] = int(index)
-        (gradient,) = torch.autograd.grad(features[tuple(place)], x, retain_graph=True)
-        mass = gradient.abs()[0].sum(0).movedim(axis, 0).flatten(1).sum(1).numpy()
-        centres.append((mass * np.arange(len(mass))).sum() / mass.sum())
-    return indices, np.array(centres)
+    kept: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out}))
+        for name, module in network.named_modules()
+    ]
+    ones = torch.ones(shape)
+    ramps = [
+        ones * torch.arange(size).reshape([-1 if axis == one else 1 for one in range(4)])
+        for axis, size in enumerate(shape)
+    ][1:]
+    with torch.no_grad():
+        network(torch.stack([ones, *ramps]))
+    for hook in hooks:
+        hook.remove()
+    return {name: _inner_centres(out) for name, out in kept.items() if out.ndim == 5}
+
+
+def _inner_centres(features: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    mass, *moments = features.sum(1).double().numpy()
+    found = []
+    for axis, moment in enumerate(moments):
+        size = mass.shape[axis]
+        indices = np.arange(size // 4, max(size // 4 + 1, 3 * size // 4))
+        place: list[Any] = [one // 2 for one in mass.shape]
+        place[axis] = indices
+        found.append((indices, moment[tuple(place)] / mass[tuple(place)]))
+    return found

@@ -274,10 +274,11 @@ def test_a_gradient_elsewhere_first_still_fixes_the_region_on_the_image(a_volume
 # No pass too many
 
 
-def test_windows_that_do_not_reach_the_region_are_not_run(a_volume):
+@pytest.mark.parametrize("kind", ["logit", "probability"])
+def test_windows_that_do_not_reach_the_region_are_not_run(a_volume, kind):
     network = BatchNormNet()
     model = as_model(network, inferer=Windows((8, 8, 8), (0.5,) * 3))
-    target = Target(output=1, region="point", point_ras_mm=(1, 1, 9))
+    target = Target(output=1, region="point", point_ras_mm=(1, 1, 9), score=kind)
     with counted_runs(network) as runs:
         run_engine(model, a_volume(1, 16, 16, 16), target, lambda e: e.gradient())
     # Windows start at 0, 4 and 8: (1, 1) lies in the first along i and j, 9 in two along k.

@@ -1,7 +1,7 @@
 """Where a layer's voxels lie, which layers feed an instance norm, and that looking leaves no trace.
 
-The grids are compared with a measured probe: the centroid of the input gradient of a feature voxel,
-in a copy of the network that only moves voxels (see `references.only_geometry`).
+The grids are compared with a measurement: what a feature voxel makes of the coordinates, in a copy
+of the network that only moves voxels (see `references.only_geometry`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from references import (
     Raising,
     as_model,
     is_fake,
-    measured_centre,
+    measured_centres,
     only_geometry,
     run_engine,
     state_of,
@@ -78,26 +78,30 @@ def traced(network: nn.Module, shape=SHAPE) -> dict:
     return {layer.name: layer for layer in trace_layers(network, shape)}
 
 
-def check_grids(network: nn.Module, names, shape=SHAPE, axes=(0,)) -> None:
-    """Compare the traced grids with the measured centres, along some axes."""
+def check_grids(network: nn.Module, names, shape=SHAPE) -> None:
+    """Compare the traced grids with the measured centres."""
     layers = traced(network, shape)
-    twin = only_geometry(network)
+    measured = measured_centres(only_geometry(network), shape)
     for name in names:
-        grid = layers[name].grid
-        assert grid.exact, name
-        for axis in axes:
-            indices, centres = measured_centre(twin, name, shape, axis)
-            wanted = grid.origin[axis] + grid.spacing[axis] * indices
-            assert centres.mean() == pytest.approx(wanted.mean(), abs=1e-6), name
-            if len(indices) > 1:
-                # An up-sampled voxel takes its place only on average over its neighbours.
-                assert np.abs(centres - wanted).max() <= 4 * grid.spacing[axis], name
+        assert layers[name].grid.exact, name
+        check_grid(layers[name].grid, measured[name], name)
 
 
-def convolutions(network: nn.Module, every: int = 1) -> list[str]:
+def check_grid(grid: Grid, measured, name: str) -> None:
+    """Compare origin and spacing on both halves of each axis.
+
+    An up-sampled voxel takes its place only on average over its neighbours, hence the means.
+    """
+    for axis, (indices, centres) in enumerate(measured):
+        wanted = grid.origin[axis] + grid.spacing[axis] * indices
+        half = len(indices) // 2
+        for part in (slice(half, None), slice(0, half or None)):
+            assert centres[part].mean() == pytest.approx(wanted[part].mean(), abs=1e-3), name
+
+
+def convolutions(network: nn.Module) -> list[str]:
     kinds = (nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d)
-    names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
-    return names[::every]
+    return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
 NETWORKS = {
@@ -108,13 +112,14 @@ NETWORKS = {
     "AttentionUnet": lambda: AttentionUnet(3, 1, 2, (4, 8, 16), (2, 2)),
     "HighResNet": lambda: HighResNet(3, 1, 2),
 }
+#: With a stride of 16, half of the inner half must hold 16 voxels.
+SIZES = {"BasicUNet": (1, 64, 64, 64), "VNet": (1, 64, 64, 64), "HighResNet": (1, 16, 16, 16)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_grids_of_monai_networks_are_the_measured_ones(name):
     network = NETWORKS[name]()
-    every = 1 + len(convolutions(network)) // 12
-    check_grids(network, convolutions(network, every))
+    check_grids(network, convolutions(network), SIZES.get(name, SHAPE))
 
 
 def test_a_unet_bottleneck_voxel_sits_at_eight_times_its_index():
@@ -151,15 +156,14 @@ def test_where_an_upsampled_path_meets_a_skip_the_features_take_the_skips_place(
     names = [name for name in layers if "up" in name and "conv_block.conv1.conv" in name]
     names += [name for name in layers if "up_layers" in name and name.endswith("conv1.conv")]
     assert names
+    measured = measured_centres(twin, SHAPE)
     for name in names:
-        indices, centres = measured_centre(twin, name, SHAPE, 0)
-        grid = layers[name].grid
-        assert centres == pytest.approx(grid.origin[0] + grid.spacing[0] * indices, abs=1e-6)
+        check_grid(layers[name].grid, measured[name], name)
 
 
 def test_the_encoders_of_segresnet_and_dynunet_are_the_measured_ones():
     network = SegResNet(3, 8, 1, 2)
-    check_grids(network, [name for name in convolutions(network, 2) if "down" in name])
+    check_grids(network, [name for name in convolutions(network) if "down" in name])
     network = DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 8, 16))
     check_grids(network, [name for name in convolutions(network) if "transp" not in name][:5])
 
@@ -196,7 +200,7 @@ STACKS = {
     ],
     "transposed, kernel 4": [conv(2, stride=2), deconv(4, stride=2, padding=1)],
     "transposed, valid": [conv(3, stride=2), deconv(3, stride=2)],
-    "transposed, dilated": [conv(3, stride=2), deconv(3, stride=2, dilation=2, padding=1)],
+    "transposed, dilated": [conv(3, stride=2), deconv(3, dilation=2, padding=1)],
     "average pooling with padding": [nn.AvgPool3d(3, 2, 1), nn.AvgPool3d(2)],
     "maximum pooling with padding": [nn.MaxPool3d(3, 2, 1), nn.MaxPool3d((1, 2, 2))],
     "adaptive pooling": [conv(3, stride=2, padding=1), nn.AdaptiveAvgPool3d((4, 8, 2))],
@@ -236,7 +240,7 @@ STACKS = {
 @pytest.mark.parametrize("name", STACKS)
 def test_the_grid_behind_an_operation_is_the_measured_one(name):
     network = Stack(nn.Conv3d(1, 2, 3, padding=1), *STACKS[name])
-    check_grids(network, ["last"], axes=(0, 1, 2))
+    check_grids(network, ["last"])
 
 
 def test_a_resize_by_a_factor_that_does_not_fit_uses_the_factor():
@@ -282,20 +286,35 @@ def dead_layers(network: nn.Module, image, names) -> set[str]:
     [
         UNet(3, 1, 3, (4, 8, 16), (2, 2), num_res_units=2),
         BasicUNet(3, 1, 3, (4, 4, 8, 8, 16, 4)),
-        SegResNet(3, 8, 1, 3),
         DynUNet(3, 1, 3, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 8, 16)),
         BatchNormNet(),
     ],
-    ids=["UNet", "BasicUNet", "SegResNet, 8 groups", "DynUNet", "batch norm"],
+    ids=["UNet", "BasicUNet", "DynUNet", "batch norm"],
 )
 def test_the_layers_said_to_feed_an_instance_norm_are_those_with_a_dead_gradient(network, a_volume):
-    layers = {
-        name: layer
-        for name, layer in traced(network).items()
+    said, leaves = said_to_be_dead(network)
+    assert said == dead_layers(network, a_volume(*SHAPE), leaves)
+
+
+def test_a_layer_whose_features_are_also_added_elsewhere_is_not_said_to_be_dead(a_volume):
+    # SegResNet normalises before it convolves: most of what goes into a norm also goes around it.
+    # (Behind such additions a gradient may be dead all the same: Grad-CAM measures and warns.)
+    network = SegResNet(3, 8, 1, 3)
+    said, leaves = said_to_be_dead(network)
+    assert said
+    assert "convInit.conv" in leaves - said
+    assert said <= dead_layers(network, a_volume(*SHAPE), leaves)
+
+
+def said_to_be_dead(network: nn.Module) -> tuple[set[str], set[str]]:
+    """Leaf layers that are said to feed an instance norm, and all leaf layers."""
+    leaves = [
+        layer
+        for layer in trace_layers(network, SHAPE)
         if layer.leaf and layer.calls == 1 and not layer.final
-    }
-    said = {name for name, layer in layers.items() if layer.feeds_instance_norm}
-    assert said == dead_layers(network, a_volume(*SHAPE), layers)
+    ]
+    said = {layer.name for layer in leaves if layer.feeds_instance_norm}
+    return said, {layer.name for layer in leaves}
 
 
 def test_monais_default_unet_has_thirteen_dead_convolutions():
@@ -392,7 +411,7 @@ def test_activations_are_known_by_their_type():
 
 
 class DataDependent(nn.Module):
-    """Code that looks at values, so that it cannot run without data; half of it in training mode."""
+    """Code that looks at values, so that it cannot run without data."""
 
     def __init__(self) -> None:
         super().__init__()

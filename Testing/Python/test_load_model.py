@@ -468,6 +468,7 @@ def test_nothing_hostile_runs_in_an_untrusted_bundle(name, yaml, a_bundle, marke
     (root / "hostile.py").write_text(f"open({str(marker)!r}, 'w')\nf = nothing = print\n")
     (root / "hostile.json").write_text(json.dumps({"network_def": evil}))
     monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(root)
     # Imports and readers are not needed and do no harm unread; all the rest must be refused.
     if "import" in name or name.startswith("reader"):
         assert same_weights(sx.load_model(root).network, a_network())
@@ -488,6 +489,21 @@ def test_the_hostile_bundles_would_do_harm_if_trusted(a_bundle, marker):
             sx.load_model(root, trusted=True)
         assert marker.exists(), name
         marker.unlink()
+
+
+def test_an_untrusted_bundle_cannot_stand_in_for_a_package(a_bundle, monkeypatch):
+    root = a_bundle()
+    paths: list[list[str]] = []
+    made = UNet.__init__
+
+    def watched(self, *args, **kwargs):
+        paths.append(list(sys.path))
+        made(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet, "__init__", watched)
+    sx.load_model(root)
+    sx.load_model(root, trusted=True)
+    assert [str(root.resolve()) in one for one in paths] == [False, True]
 
 
 def test_a_reference_out_of_the_configuration_is_refused(a_bundle):
@@ -677,9 +693,9 @@ def test_damaged_weights_are_an_error_for_people(old, tmp_path):
     torch.save(factory().state_dict(), path, _use_new_zipfile_serialization=not old)
     content = path.read_bytes()
     random = np.random.default_rng(0)
-    for _ in range(60):
-        damaged = bytearray(content[: random.integers(1, len(content))])
-        for place in random.integers(0, min(len(damaged), 900), 5):
+    for length in np.linspace(1, len(content), 120, dtype=int):
+        damaged = bytearray(content[:length])
+        for place in random.integers(0, min(length, 900), length % 6):
             damaged[place] = random.integers(256)
         path.write_bytes(damaged)
         try:

@@ -29,6 +29,7 @@ LAYOUTS = [
     ((5, 9, 9), (8, 8, 8), 0.8, "gaussian", "circular"),
     ((10, 14, 12), (-1, 8, 0), 0.5, "gaussian", "constant"),
     ((16, 9, 9), (8, 8, 8), 0.9, "constant", "constant"),
+    ((21, 9, 9), (8, 8, 8), 0.3, "gaussian", "constant"),
 ]
 
 
