@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -79,10 +80,11 @@ def explain(
         try:
             network_image = model.prepare(image)
             engine = Engine(model, network_image, target, Progress(progress, cancelled))
-            engine.progress.total = chosen.passes() * len(engine.plan.windows)
+            engine.progress.total = _window_runs(chosen, engine)
             with engine.running():
                 made = chosen.attribute(engine)
                 value, frozen = engine.start_value, engine.frozen
+                engine.progress.finish()
         except Cancelled:
             raise
         except SaliencyExplainError as error:
@@ -110,7 +112,7 @@ def explain(
         peak_memory_mb=memory.peak_mb,
         model=dict(model.provenance),
         image=_provenance(image),
-        versions=_versions(),
+        versions=dict(_versions()),
     )
 
 
@@ -159,6 +161,14 @@ def predict(
     return resample_labels(make_image(labels, network_image.affine), image)
 
 
+def _window_runs(method: Method, engine: Engine) -> int:
+    """Passes of the network that a method needs, as far as it is known before; else 1."""
+    windows = len(engine.plan.windows)
+    linear = engine.target.score in (None, "logit", "value")
+    sweeps = method.passes() if windows == 1 else method.window_passes(linear=linear)
+    return windows * (sweeps or 1)
+
+
 def _layer_map(made: Attribution, network_image: MetaTensor) -> MetaTensor | None:
     if made.layer_map is None or made.layer_grid is None:
         return None
@@ -203,6 +213,7 @@ def _provenance(image: MetaTensor) -> dict[str, Any]:
     }
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("saliency-explain", "torch", "monai", "numpy", "SimpleITK"):

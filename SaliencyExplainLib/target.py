@@ -49,8 +49,8 @@ class Target:
         Output channel, by index or by its label. None: the only foreground class of a segmentation,
         the predicted class of a classification, the only output of a regression.
     region : {"prediction", "segment", "roi", "point", "everywhere"} or None
-        Where, for outputs with voxels. None: "prediction" for segmentation, "everywhere" for a
-        dense regression.
+        Where, for outputs with voxels. None: the segment, ROI or point where one is given, else
+        "prediction" for segmentation, "everywhere" for a dense regression.
     score : {"logit", "probability", "soft_volume", "value"} or None
         "value" is a regression output as it is. None: "value" for regression, else "logit".
     reduce : {"mean", "sum"}
@@ -116,6 +116,14 @@ class Target:
             raise TargetError(
                 f"point_ras_mm is three RAS coordinates in mm; {self.point_ras_mm!r} was given."
             )
+        given = [name for name, value in needed.items() if value is not None]
+        if self.region is None and given:
+            if len(given) > 1:
+                raise TargetError(
+                    f"A {' and a '.join(given)} were given. Say which one is meant "
+                    f"(region={given[0]!r})."
+                )
+            object.__setattr__(self, "region", given[0])
         # Arrays become plain numbers, so that targets can be compared and shown.
         if self.roi_ras_mm is not None:
             low, high = (tuple(map(float, corner)) for corner in self.roi_ras_mm)
@@ -314,6 +322,11 @@ class FrozenTarget:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.value(leaf), leaf)
         return gradient
+
+    def probability(self, output: torch.Tensor) -> torch.Tensor:
+        """Probability of the explained output in the region, shape (|M|,) or ()."""
+        chosen = _activated(output, self.activation)[0, self.output]
+        return chosen if self.mask is None else chosen[self.mask]
 
     def weights(self) -> torch.Tensor | None:
         """Weight of each voxel in a linear S, (I, J, K): 1/|M| or 1 in the region, or None."""

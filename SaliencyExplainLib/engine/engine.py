@@ -321,7 +321,8 @@ class Engine:
         self.progress.check()
         part = volume if window is None else volume[(slice(None), slice(None), *window)]
         try:
-            result = self.model.network(part)
+            # A copy: a network that normalises in place must not change the scan.
+            result = self.model.network(part.clone())
         except SaliencyExplainError:
             raise
         except torch.OutOfMemoryError as error:
@@ -330,13 +331,12 @@ class Engine:
                 "window, or the CPU."
             ) from error
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ModelError(
                 f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
-                f"{reason}. "
+                f"{_reason(error)}. "
                 "Check the number of channels and the window size that it was trained with."
             ) from error
-        result = _first_tensor(result)
+        result = main_output(result)
         self._check_output(result, part)
         if not torch.is_grad_enabled():
             self.progress.step("forward pass")
@@ -365,7 +365,15 @@ class Engine:
         return torch.autograd.grad(padded, leaf, gradient)[0][0]
 
 
-def _first_tensor(result: Any) -> torch.Tensor:
+def _reason(error: Exception) -> str:
+    """The line that says what went wrong; TorchScript puts it last, behind its program."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if "TorchScript" in lines[0] else 0].rstrip(".")
+
+
+def main_output(result: Any) -> torch.Tensor:
     """The main output: deep supervision and dictionaries put it first."""
     while not isinstance(result, torch.Tensor):
         if isinstance(result, dict) and result:

@@ -35,8 +35,18 @@ class Progress:
         if self.cancelled is not None and self.cancelled():
             raise Cancelled("The run was cancelled. Nothing was changed.")
 
+    def expect(self, windows: int) -> None:
+        """Say how many window passes are still to come, once that is known."""
+        self.total = self.done + max(1, windows)
+
     def step(self, message: str, passes: int = 1) -> None:
         """Note that `passes` are done."""
         self.done += passes
         if self.callback is not None:
             self.callback(min(1.0, self.done / max(1, self.total)), message)
+
+    def finish(self) -> None:
+        """Say that all is done, if it was not said: skipped windows and lucky guesses end early."""
+        if self.callback is not None and self.done < self.total:
+            self.done = self.total
+            self.callback(1.0, "done")

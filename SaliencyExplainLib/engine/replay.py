@@ -1,13 +1,15 @@
 """Run a network again from a layer on: everything that came before answers from a record.
 
-One forward pass is recorded. Afterwards each outermost module that had finished before the layer began returns what it
-returned then, and only what follows is computed; code between modules (additions, concatenations) runs as it is written.
-No tracing, no change of the network, any ``nn.Module``.
+One forward pass is recorded. Afterwards each outermost module that had finished before the layer
+began returns what it returned then, and only what follows is computed; code between modules
+(additions, concatenations) runs as it is written. No tracing, no change of the network, any
+``nn.Module``.
 
-What could go wrong is looked for. A tensor that was overwritten in place after it was recorded (residual additions, in-place
-activations) is recorded again as a copy, found by its version counter. A record that no operation reads is replaced by a
-placeholder without memory. At last the unchanged features are replayed and must give the recorded output bit for bit;
-otherwise (code that relies on such side effects) each run computes the whole network.
+What could go wrong is looked for. A tensor that was overwritten in place after it was recorded
+(residual additions, in-place activations) is recorded again as a copy, found by its version
+counter. A record that no operation reads is replaced by a placeholder without memory. At last the
+unchanged features are replayed and must give the recorded output bit for bit; otherwise (code that
+relies on such side effects) each run computes the whole network.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ class Replay:
     ) -> None:
         if isinstance(network, torch.jit.ScriptModule):
             raise MethodError(
-                "This is a TorchScript network: its layers cannot be run one by one. Load the original network with its "
+                "This is a TorchScript network: its layers cannot be run one by one. Load the "
+                "original network with its "
                 "state dict, or use a method that changes the input."
             )
         self._network = network
@@ -90,7 +93,8 @@ class Replay:
         )
         if target is None or not isinstance(target.output, torch.Tensor):
             raise MethodError(
-                f"The layer {layer!r} did not run, or does not give a tensor. Choose another: model.layers()."
+                f"The layer {layer!r} did not run, or does not give a tensor. Choose another: "
+                "model.layers()."
             )
         self.output = output
         self.features: torch.Tensor = target.output
@@ -102,7 +106,7 @@ class Replay:
         self.exact = self._verify()
 
     def run(self, features: torch.Tensor) -> torch.Tensor:
-        """Output of the network, shape (B, O, ...), for features of shape (B, K, i, j, k); differentiable."""
+        """Output (B, O, ...) of the network for features (B, K, i, j, k); differentiable."""
         return self._replayed(features) if self.exact else self._whole(features)
 
     def _record(self, copied: frozenset[int]) -> tuple[list[_Call], torch.Tensor]:
@@ -129,7 +133,7 @@ class Replay:
                 if name:
                     attached.callback(module.register_forward_pre_hook(begin).remove)
                     attached.callback(module.register_forward_hook(finish).remove)
-            output = self._first(self._network(self._x))
+            output = self._first(self._network(self._x.clone()))
         return calls, output
 
     def _verify(self) -> bool:
@@ -154,7 +158,7 @@ class Replay:
     def _replayed(self, features: torch.Tensor) -> torch.Tensor:
         with self._answering(features):
             batch = features.shape[0]
-            return self._first(self._network(_expanded(self._x, batch)))
+            return self._first(self._network(_expanded(self._x, batch).clone()))
 
     def _whole(self, features: torch.Tensor) -> torch.Tensor:
         """All of the network, with the layer's output exchanged by a hook."""
@@ -163,9 +167,7 @@ class Replay:
             lambda _m, _i, _o: features.clone() if next(seen) == self._earlier_calls else None
         )
         try:
-            return self._first(
-                self._network(self._x.expand(features.shape[0], -1, -1, -1, -1).contiguous())
-            )
+            return self._first(self._network(_expanded(self._x, features.shape[0]).clone()))
         finally:
             hook.remove()
 

@@ -8,6 +8,7 @@ imports torch, so that methods can be listed before torch is installed.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -69,18 +70,12 @@ def param(
     choices: tuple[str, ...] | None = None,
     kind: str = "",
 ) -> Any:
-    """Declare a parameter of a method: its default, range or choices, unit and help."""
-    return field(
-        default=default,
-        metadata={
-            "help": help,
-            "low": low,
-            "high": high,
-            "unit": unit,
-            "choices": choices,
-            "kind": kind,
-        },
-    )
+    """Declare a parameter of a method: its default, range or choices, unit and help.
+
+    ``kind`` is "labelmap" for a label map (an image, or in a shell the path of one).
+    """
+    facts = {"help": help, "low": low, "high": high, "unit": unit, "choices": choices, "kind": kind}
+    return field(default=default, metadata=facts, compare=kind != "labelmap")
 
 
 @dataclass(frozen=True)
@@ -109,11 +104,14 @@ class Method:
         for one in fields(self):
             _check(self.title, one, getattr(self, one.name))
 
-    def passes(self) -> int:
-        """Sweeps over the image (forward, or forward and backward), the first one included."""
+    def passes(self) -> int | None:
+        """Sweeps over the image (forward, or forward and backward), the first one included.
+
+        None where that is known only on the image.
+        """
         return 1
 
-    def window_passes(self, *, linear: bool) -> int:
+    def window_passes(self, *, linear: bool) -> int | None:
         """Return the same through sliding windows, whose first sweep only fixes the region.
 
         Parameters
@@ -122,7 +120,8 @@ class Method:
             Whether the score is linear in the output; one that is not needs the output at each
             image before its gradient.
         """
-        return self.passes() + 1
+        passes = self.passes()
+        return None if passes is None else passes + 1
 
     def is_signed(self) -> bool:
         """Whether the map has a sign with these parameters."""
@@ -145,7 +144,7 @@ class Method:
 
     def parameters(self) -> dict[str, Any]:
         """Parameters as JSON values."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {one.name: _as_json(getattr(self, one.name)) for one in fields(self)}
 
 
 def method(
@@ -249,7 +248,11 @@ def describe_method(name: str) -> str:
         f"  {chosen.summary}",
         f"  {'signed' if chosen.signed else 'unsigned'}; "
         f"{'needs a layer' if chosen.needs_layer else 'on the input'}; "
-        f"{passes} pass{'es' if passes != 1 else ''} over the image with the default parameters",
+        + (
+            "the number of passes depends on the image"
+            if passes is None
+            else f"{passes} pass{'es' if passes != 1 else ''} with the default parameters"
+        ),
         f"  Weaknesses: {chosen.weaknesses}",
         f"  Source: {chosen.paper}",
     ]
@@ -259,6 +262,18 @@ def describe_method(name: str) -> str:
             f"    {one.name} = {one.default!r}{limits and f' ({limits})'}: {one.metadata['help']}"
         )
     return "\n".join(lines)
+
+
+def _as_json(value: Any) -> Any:
+    """A parameter for the record; a label map as its name, shape and hash."""
+    if not hasattr(value, "affine"):
+        return value
+    voxels = value.as_tensor().cpu().numpy()
+    return {
+        "name": str(value.meta.get("filename_or_obj", "")),
+        "shape": list(voxels.shape),
+        "sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
+    }
 
 
 def _limits(one: Field[Any]) -> str:
@@ -284,6 +299,9 @@ def _check(title: str, one: Field[Any], value: Any) -> None:
         if not fits or not math.isfinite(value) or not facts["low"] <= value <= facts["high"]:
             kind = "a whole number" if whole else "a number"
             raise MethodError(f"{where} must be {kind} from {_limits(one)}; {value!r} was given.")
+    elif facts["kind"] == "labelmap":
+        if value is not None and not hasattr(value, "affine"):
+            raise MethodError(f"{where} must be a label map (read_labelmap); {value!r} was given.")
     elif facts["choices"] is not None:
         if value not in facts["choices"]:
             raise MethodError(
@@ -297,6 +315,10 @@ def _converted(one: Field[Any], value: Any) -> Any:
     """A value as the parameter's type; an unreadable text stays and is refused by the check."""
     if not isinstance(value, str) or isinstance(one.default, str):
         return value
+    if one.metadata["kind"] == "labelmap":
+        from ..image import read_labelmap
+
+        return read_labelmap(value)
     text = value.strip()
     if isinstance(one.default, bool):
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(

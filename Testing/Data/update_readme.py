@@ -1,6 +1,6 @@
 """Write the table of methods into README.md from the methods' own declarations.
 
-    python Testing/Data/update_readme.py [--check]
+python Testing/Data/update_readme.py [--check]
 """
 
 from __future__ import annotations

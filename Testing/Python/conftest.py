@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: real volumes, small networks, volumes with a known answer."""
+"""Fixtures that several test files share: real volumes, small networks, random volumes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from monai.data import MetaTensor
 from monai.networks.nets import UNet
 
 from SaliencyExplainLib.image import make_image
+
+# Small volumes are slower on several threads than on one, much slower on a busy machine.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +40,8 @@ def a_volume() -> Callable[..., MetaTensor]:
     """Make a random volume of a shape (C, I, J, K), 1 mm, RAS."""
 
     def make(*shape: int, seed: int = 0) -> MetaTensor:
-        return make_image(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), np.eye(4))
+        return make_image(
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed)), np.eye(4)
+        )
 
     return make

@@ -30,7 +30,7 @@ from torch import nn
 from SaliencyExplainLib.errors import LayerNotFoundError, MethodError, ModelError
 from SaliencyExplainLib.image import make_image
 from SaliencyExplainLib.methods import make_method
-from SaliencyExplainLib.methods.cam import default_layer
+from SaliencyExplainLib.methods.layer import default_layer
 from SaliencyExplainLib.model import Grid, LayerInfo, Model, Windows, trace_layers
 from SaliencyExplainLib.run import explain
 from SaliencyExplainLib.target import Target
@@ -344,9 +344,19 @@ def test_densenet121_is_looked_at_where_its_last_features_still_have_voxels(dens
     assert default_of(densenet, "classification").name == "features.transition3.relu"
 
 
-def test_a_default_layer_never_feeds_an_instance_norm_of_several_networks():
-    for network in (UNet(3, 1, 2, (4, 8, 16), (2, 2)), SegResNet(3, 8, 1, 2)):
-        assert not default_of(network).feeds_instance_norm
+def test_a_layer_that_feeds_an_instance_norm_is_not_chosen():
+    class Functional(nn.Module):
+        """Two convolutions, norm and activation behind them written as functions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+            self.head = nn.Conv3d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(F.relu(F.instance_norm(self.two(self.one(x)))))
+
+    assert default_of(Functional()).name == "one"
 
 
 def test_a_network_without_features_that_have_voxels_is_refused():

@@ -345,6 +345,15 @@ def test_a_convolution_feeds_an_instance_norm_only_where_nothing_else_sees_it(na
     assert traced(network, (1, 8, 8, 8))["0"].feeds_instance_norm is feeds
 
 
+def test_an_activation_in_place_feeds_the_norm_and_the_convolution_before_it_does_not():
+    # Both give the same tensor, at different times.
+    conv_, norm = nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4)
+    network = nn.Sequential(conv_, nn.ReLU(inplace=True), norm, nn.Conv3d(4, 2, 1))
+    layers = traced(network, (1, 8, 8, 8))
+    assert not layers["0"].feeds_instance_norm
+    assert layers["1"].feeds_instance_norm
+
+
 # ------------------------------------------------------------------------------------------------
 # The list
 

@@ -225,7 +225,6 @@ class InPlace(torch.nn.Module):
         return self.last(x)
 
 
-@pytest.mark.xfail(reason="the engine hands the network the scan's own memory")
 @pytest.mark.parametrize("method", ["gradient", "smooth_grad"])
 def test_a_network_that_changes_its_input_does_not_change_the_scan(method, scan):
     model = a_model(network=InPlace())
