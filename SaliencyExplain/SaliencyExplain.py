@@ -308,9 +308,8 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.modelPath = path
 
     def onUseDemoModel(self, _checked=False):
+        # It holds no code, so it needs no trust.
         self._parameterNode.modelPath = str(DEMO_MODEL)
-        # It comes with this extension.
-        self.ui.trustModelCheckBox.checked = True
         self.onLoadModel()
 
     def onLoadModel(self, _checked=False):
@@ -419,8 +418,14 @@ def _firstVolume(scene):
 def _methodSentence(method):
     """What a method answers, what it costs and where it misleads."""
     kind = _("signed") if method.signed else _("unsigned")
-    return _("{summary} ({kind}; {count} passes.) Mind: {weaknesses}.").format(
-        summary=method.summary, kind=kind, count=method().passes(), weaknesses=method.weaknesses
+    passes = method().passes()
+    cost = (
+        _("passes depend on the image")
+        if passes is None
+        else _("{count} passes").format(count=passes)
+    )
+    return _("{summary} ({kind}; {cost}.) Mind: {weaknesses}.").format(
+        summary=method.summary, kind=kind, cost=cost, weaknesses=method.weaknesses
     )
 
 

@@ -41,6 +41,8 @@ class Explanation:
         All parameters of the method, JSON values. The same parameters give the same map.
     layers : tuple of str
         Layers that were used.
+    details : dict
+        What the method counted on the way (regions found, windows computed, ...), JSON values.
     signed : bool
         Whether negative values mean evidence against the target.
     unit : str
@@ -72,6 +74,7 @@ class Explanation:
     unit: str = ""
     combine: str = "sum"
     layers: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
     layer_map: MetaTensor | None = None
     completeness_error: float | None = None
     warnings: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ class Explanation:
             "title": self.title,
             "parameters": self.parameters,
             "layers": list(self.layers),
+            "details": self.details,
             "signed": self.signed,
             "unit": self.unit,
             "combine": self.combine,

@@ -80,7 +80,7 @@ def explain(
         try:
             network_image = model.prepare(image)
             engine = Engine(model, network_image, target, Progress(progress, cancelled))
-            engine.progress.total = _window_runs(chosen, engine)
+            _expect(chosen, engine)
             with engine.running():
                 made = chosen.attribute(engine)
                 value, frozen = engine.start_value, engine.frozen
@@ -106,6 +106,7 @@ def explain(
         unit=chosen.unit,
         combine=chosen.combine,
         layers=made.layers,
+        details=dict(made.details),
         completeness_error=made.completeness_error,
         warnings=(*made.warnings, *_map_warnings(maps)),
         seconds=time.perf_counter() - started,
@@ -152,7 +153,7 @@ def predict(
     image = as_image(image)
     network_image = model.prepare(image)
     engine = Engine(model, network_image, Target(), Progress(progress, cancelled))
-    engine.progress.total = len(engine.plan.windows)
+    engine.progress.expect(len(engine.plan.windows))
     with engine.running():
         output = engine.output(engine.x)[0].cpu()
     labels = (
@@ -161,12 +162,13 @@ def predict(
     return resample_labels(make_image(labels, network_image.affine), image)
 
 
-def _window_runs(method: Method, engine: Engine) -> int:
-    """Passes of the network that a method needs, as far as it is known before; else 1."""
+def _expect(method: Method, engine: Engine) -> None:
+    """Tell the progress how many passes of the network the method needs, if it knows."""
     windows = len(engine.plan.windows)
     linear = engine.target.score in (None, "logit", "value")
     sweeps = method.passes() if windows == 1 else method.window_passes(linear=linear)
-    return windows * (sweeps or 1)
+    if sweeps is not None:
+        engine.progress.expect(windows * sweeps)
 
 
 def _layer_map(made: Attribution, network_image: MetaTensor) -> MetaTensor | None:

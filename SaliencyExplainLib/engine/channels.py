@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .engine import Engine, main_output
+from .engine import Engine, main_output, network_errors
 from .region import RegionOutput
 from .replay import Replay
 
@@ -63,7 +63,7 @@ class LayerChanges:
                 record = self.record(index)
                 for slot, number in enumerate(numbers):
                     self.engine.progress.check()
-                    with torch.no_grad():
+                    with torch.no_grad(), network_errors(record.features):
                         output = record.run(change(record.features, number))
                         part = self.region.cut(window, output)
                     totals[slot] = self.region.add(totals[slot], window, part)
@@ -84,7 +84,8 @@ class LayerChanges:
             return self._records[index]
         window = self.region.windows[index]
         part = self._padded[(slice(None), slice(None), *window)]
-        record = Replay(self.engine.model.network, part, self.layer, main_output)
+        with network_errors(part):
+            record = Replay(self.engine.model.network, part, self.layer, main_output)
         self.exact = record.exact if self.exact is None else (self.exact and record.exact)
         if len(self.region.windows) <= _KEPT_WINDOWS:
             self._records[index] = record

@@ -320,22 +320,9 @@ class Engine:
         """The network on one window (or on `volume` as it is), its answer checked."""
         self.progress.check()
         part = volume if window is None else volume[(slice(None), slice(None), *window)]
-        try:
+        with network_errors(part):
             # A copy: a network that normalises in place must not change the scan.
             result = self.model.network(part.clone())
-        except SaliencyExplainError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"The memory is not enough for a window of {_size(part)} voxels. Use a smaller "
-                "window, or the CPU."
-            ) from error
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise ModelError(
-                f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
-                f"{_reason(error)}. "
-                "Check the number of channels and the window size that it was trained with."
-            ) from error
         result = main_output(result)
         self._check_output(result, part)
         if not torch.is_grad_enabled():
@@ -363,6 +350,26 @@ class Engine:
             leaf = torch.zeros_like(self.x, requires_grad=True)
             padded = self.plan.pad(leaf)
         return torch.autograd.grad(padded, leaf, gradient)[0][0]
+
+
+@contextmanager
+def network_errors(part: torch.Tensor) -> Iterator[None]:
+    """Turn what a network raises on an input into one sentence."""
+    try:
+        yield
+    except SaliencyExplainError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"The memory is not enough for a window of {_size(part)} voxels. Use a smaller window, "
+            "or the CPU."
+        ) from error
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise ModelError(
+            f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
+            f"{_reason(error)}. Check the number of channels and the window size that it was "
+            "trained with."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,9 @@ from ..errors import Cancelled
 
 __all__ = ["Progress"]
 
+#: What is told while the number of passes is not known, and before the end.
+_BEGUN, _ALMOST = 0.01, 0.99
+
 ProgressCallback = Callable[[float, str], None]
 
 
@@ -27,26 +30,31 @@ class Progress:
     ) -> None:
         self.callback = callback
         self.cancelled = cancelled
-        self.total = 1
+        self.total: int | None = None
         self.done = 0
+        self._told = 0.0
 
     def check(self) -> None:
         """Raise Cancelled if the caller asked to stop."""
         if self.cancelled is not None and self.cancelled():
             raise Cancelled("The run was cancelled. Nothing was changed.")
 
-    def expect(self, windows: int) -> None:
-        """Say how many window passes are still to come, once that is known."""
-        self.total = self.done + max(1, windows)
+    def expect(self, passes: int) -> None:
+        """Say how many passes are still to come, once that is known."""
+        self.total = self.done + max(1, passes)
 
     def step(self, message: str, passes: int = 1) -> None:
-        """Note that `passes` are done."""
+        """Note that `passes` are done; the whole is said to be done by :meth:`finish` alone.
+
+        What is told never goes back, though the total may turn out larger than was expected.
+        """
         self.done += passes
         if self.callback is not None:
-            self.callback(min(1.0, self.done / max(1, self.total)), message)
+            part = _BEGUN if self.total is None else self.done / self.total
+            self._told = max(self._told, min(_ALMOST, part))
+            self.callback(self._told, message)
 
     def finish(self) -> None:
-        """Say that all is done, if it was not said: skipped windows and lucky guesses end early."""
-        if self.callback is not None and self.done < self.total:
-            self.done = self.total
+        """Say that all is done."""
+        if self.callback is not None:
             self.callback(1.0, "done")

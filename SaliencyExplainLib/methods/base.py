@@ -49,6 +49,8 @@ class Attribution:
         What the reader of the map must know.
     used : dict
         Parameters as they were used, where they differ from those given ("automatic" choices).
+    details : dict
+        What the method counted on the way, JSON values.
     """
 
     maps: torch.Tensor
@@ -58,6 +60,7 @@ class Attribution:
     completeness_error: float | None = None
     warnings: tuple[str, ...] = ()
     used: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def param(
@@ -318,7 +321,7 @@ def _converted(one: Field[Any], value: Any) -> Any:
     if one.metadata["kind"] == "labelmap":
         from ..image import read_labelmap
 
-        return read_labelmap(value)
+        return read_labelmap(value) if value not in ("", "None") else None
     text = value.strip()
     if isinstance(one.default, bool):
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(

@@ -264,7 +264,7 @@ class LayerCAM(_ElementwiseCam):
     "seg_xres_cam",
     title="Seg-XRes-CAM",
     family="layer",
-    summary="Where are features active that raise the score nearby? Between HiResCAM and Grad-CAM.",
+    summary="Where are features active that raise the score in their neighbourhood?",
     paper="Hasany et al. 2023, doi:10.1109/CVPRW59228.2023.00395",
     signed=False,
     needs_layer=True,

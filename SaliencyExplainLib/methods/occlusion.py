@@ -86,9 +86,8 @@ class Occlusion(Method):
             place = (slice(None), slice(None), *box)
             hidden[place] = baseline[place]
             total[box] += perturber.start_value - perturber.value(hidden, box)
-        return Attribution(
-            (total / count.clamp(min=1))[None], used={"baseline": choice, **perturber.cost()}
-        )
+        maps = (total / count.clamp(min=1))[None]
+        return Attribution(maps, used={"baseline": choice}, details=perturber.cost())
 
     def _boxes(self, engine: Engine) -> Iterator[tuple[slice, ...]]:
         from ..image import spacing_mm
@@ -158,7 +157,7 @@ class RISE(Method):
             shown += mask
             scores += score
         maps = weighted / shown.clamp(min=1e-6) - scores / self.masks
-        return Attribution(maps[None], used={"baseline": choice, **perturber.cost()})
+        return Attribution(maps[None], used={"baseline": choice}, details=perturber.cost())
 
     def _mask(self, engine: Engine, generator: torch.Generator) -> torch.Tensor:
         """A smooth random mask in [0, 1], (I, J, K): a coarse lattice, shifted at random."""

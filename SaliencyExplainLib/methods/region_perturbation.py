@@ -105,7 +105,7 @@ def _supervoxels(engine: Engine, count: int) -> torch.Tensor:
     labels = slic(
         scaled,
         n_segments=count,
-        compactness=0.1,
+        compactness=1.0,
         spacing=spacing_mm(engine.image.affine).tolist(),
         channel_axis=0,
         start_label=0,
@@ -164,8 +164,8 @@ class RegionAblation(_Regional):
             shown = np.ones(game.count, dtype=bool)
             shown[region] = False
             drops[region] = game.perturber.start_value - game(shown)
-        used = {"baseline": choice, "regions_found": game.count, **game.perturber.cost()}
-        return Attribution(game.painted(drops), used=used)
+        details = {"regions_found": game.count, **game.perturber.cost()}
+        return Attribution(game.painted(drops), used={"baseline": choice}, details=details)
 
 
 @method(
@@ -194,19 +194,16 @@ class KernelSHAP(_Regional):
         nothing = game(np.zeros(game.count, dtype=bool))
         values = np.array([game(shown) for shown in sets])
         phi = solve_shapley(sets, weights, values - nothing, game.perturber.start_value - nothing)
-        used = {
-            "baseline": choice,
-            "sets": len(sets),
-            "regions_found": game.count,
-            **game.perturber.cost(),
-        }
+        details = {"sets": len(sets), "regions_found": game.count, **game.perturber.cost()}
         warnings: tuple[str, ...] = ()
         if len(sets) < 2 * game.count and len(sets) < 2**game.count - 2:
             warnings = (
                 f"{len(sets)} sets for {game.count} regions are too few for stable values. Use at "
                 f"least {4 * game.count}.",
             )
-        return Attribution(game.painted(phi), warnings=warnings, used=used)
+        return Attribution(
+            game.painted(phi), warnings=warnings, used={"baseline": choice}, details=details
+        )
 
 
 def shapley_coalitions(

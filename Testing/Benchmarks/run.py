@@ -120,6 +120,11 @@ def main() -> None:
     score = Score(network, ball.float())
     layer = "model.1.submodule.2.1.conv.unit0.adn.A"
     module = dict(network.named_modules())[layer]
+    bottleneck = "model.1.submodule.1.submodule.1.submodule.conv.unit1.adn.A"
+    channel_mask = torch.arange(128)[None, :, None, None, None]
+    third = arguments.size // 3
+    # What a forward pass costs in units of forward and backward, measured on this network.
+    forward = 0.37
 
     def one_pass() -> None:
         leaf = volume.clone().requires_grad_()
@@ -189,11 +194,45 @@ def main() -> None:
         ("grad_cam_plus_plus", "ours", 1, ours("grad_cam_plus_plus", layer=layer)),
         ("hires_cam", "ours", 1, ours("hires_cam", layer=layer)),
         ("layer_cam", "ours", 1, ours("layer_cam", layer=layer)),
+        (
+            "occlusion, 27 boxes",
+            "ours",
+            27 * forward,
+            ours("occlusion", box_mm=third, stride=1.0, baseline="zero"),
+        ),
+        (
+            "occlusion, 27 boxes",
+            "Captum",
+            27 * forward,
+            lambda: captum.attr.Occlusion(score).attribute(
+                volume, (1, third, third, third), strides=(1, third, third, third), target=0
+            ),
+        ),
+        (
+            "ablation_cam, 128 channels",
+            "ours",
+            128 * forward,
+            ours("ablation_cam", layer=bottleneck),
+        ),
+        (
+            "ablation_cam, 128 channels",
+            "Captum",
+            128 * forward,
+            lambda: captum.attr.LayerFeatureAblation(
+                score, dict(network.named_modules())[bottleneck]
+            ).attribute(volume, target=0, layer_baselines=0, feature_mask=channel_mask),
+        ),
+        (
+            "KWC, 16 channels",
+            "ours",
+            32 * forward,
+            ours("kernel_weighted_contribution", layer=layer),
+        ),
     ]
     rows = [
         compare(name, library, floor, call, one_pass, arguments.repeats)
         for name, library, floor, call in cases
-        if not arguments.only or name in arguments.only
+        if not arguments.only or name.split(",")[0] in arguments.only
     ]
     unit = [timed(one_pass) for _ in range(arguments.repeats)]
     arguments.output.write_text(_table(rows, arguments.size, unit), encoding="utf-8")
@@ -216,11 +255,11 @@ def _table(rows: list[Row], size: int, unit: list[tuple[float, float]]) -> str:
         f"{torch.__version__}, "
         f"MONAI {monai.__version__}, Captum {captum.__version__}. Made by `make bench`.",
         "",
-        "| method | library | passes needed | time / unit | peak MB |",
+        "| method | library | units needed | time / unit | peak MB |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row.method} | {row.library} | {row.floor:g} | {row.ratio:.2f} ({row.low:.2f} - "
+        f"| {row.method} | {row.library} | {row.floor:.3g} | {row.ratio:.2f} ({row.low:.2f} - "
         f"{row.high:.2f}) | "
         f"{row.megabytes:.0f} |"
         for row in rows

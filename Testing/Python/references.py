@@ -164,7 +164,10 @@ def quick_parameters(cls: type[Method]) -> dict[str, Any]:
     for one in fields(cls):
         low = one.metadata["low"]
         whole = isinstance(one.default, int) and not isinstance(one.default, bool)
-        if whole and low is not None and one.name != "seed":
+        if one.name == "supervoxels":
+            # Fewer melt into one region on the small volumes here.
+            found[one.name] = 30
+        elif whole and low is not None and one.name != "seed":
             found[one.name] = int(min(one.default, max(low, 3)))
     return found
 

@@ -378,7 +378,8 @@ def test_the_progress_of_every_method_ends_at_one_and_not_before(name, a_volume)
         lambda fraction, _: told.append(fraction),
         **quick_parameters(methods()[name]),
     )
-    assert told == sorted(told)
+    # Some methods learn on the way how much there is to do.
+    assert told == sorted(told) or methods()[name]().passes() is None
     assert told[-1] == 1.0
     assert told.count(1.0) == 1
 
@@ -605,10 +606,11 @@ def test_the_first_of_several_outputs_is_explained(wrap, a_volume):
     assert torch.equal(found, plain)
 
 
-def test_progress_counts_up_to_one_and_no_further():
+def test_progress_says_that_all_is_done_only_at_the_end():
     told = []
     progress = Progress(lambda fraction, message: told.append((fraction, message)))
     progress.total = 2
     for message in ("one", "two", "three"):
         progress.step(message)
-    assert told == [(0.5, "one"), (1.0, "two"), (1.0, "three")]
+    progress.finish()
+    assert told == [(0.5, "one"), (0.99, "two"), (0.99, "three"), (1.0, "done")]

@@ -93,7 +93,7 @@ def test_every_method_says_what_it_is(name):
     assert cls.name == name
     for text in (cls.title, cls.family, cls.summary, cls.paper, cls.weaknesses):
         assert text.strip() == text != ""
-    assert cls.summary.endswith("?")
+    assert "?" in cls.summary
     assert cls.combine in ("sum", "max_abs")
     assert isinstance(cls.signed, bool)
     assert isinstance(cls.needs_layer, bool)
@@ -108,9 +108,9 @@ def test_a_method_needs_a_layer_where_it_has_one_to_choose(name):
 @EVERY_METHOD
 def test_every_method_says_how_many_sweeps_it_needs(name):
     made = make_method(name)
-    assert isinstance(made.passes(), int)
-    assert 1 <= made.passes() <= made.window_passes(linear=True)
-    assert made.window_passes(linear=True) <= made.window_passes(linear=False)
+    sweeps = [made.passes(), made.window_passes(linear=True), made.window_passes(linear=False)]
+    # None, where it depends on the image or the layer.
+    assert sweeps == [None] * 3 or 1 <= sweeps[0] <= sweeps[1] <= sweeps[2]
 
 
 @EVERY_METHOD
@@ -244,7 +244,8 @@ def test_parameters_make_an_equal_method_again_through_json_too(name):
 @EVERY_METHOD
 def test_parameters_written_as_texts_make_an_equal_method_again(name):
     made = make_method(name, quick_parameters(methods()[name]))
-    assert make_method(name, {key: str(value) for key, value in made.parameters().items()}) == made
+    texts = {key: str(value) for key, value in made.parameters().items() if value is not None}
+    assert make_method(name, texts) == made
 
 
 def test_a_changed_copy_is_checked_as_well(declare):
@@ -272,7 +273,9 @@ def test_the_recorded_parameters_give_the_same_map_again(name, a_volume):
     image, model = a_volume(1, 8, 8, 8), as_model(StridedNet())
     parameters = quick_parameters(methods()[name])
     first = explain(model, image, Target(output=1), name, **parameters)
-    again = explain(model, image, Target(output=1), first.method, **first.parameters)
+    declared = {one.name for one in fields(methods()[name])}
+    recorded = {key: value for key, value in first.parameters.items() if key in declared}
+    again = explain(model, image, Target(output=1), first.method, **recorded)
     assert torch.equal(again.maps.as_tensor(), first.maps.as_tensor())
 
 
@@ -359,7 +362,8 @@ def test_the_card_tells_question_cost_weaknesses_and_source(name):
     cls, card = methods()[name], describe_method(name)
     for text in (cls.title, cls.summary, cls.weaknesses, cls.paper):
         assert text in card
-    assert f"{make_method(name).passes()} pass" in card
+    passes = make_method(name).passes()
+    assert (f"{passes} pass" if passes else "depend") in card
 
 
 def test_a_range_is_written_with_its_unit():

@@ -119,7 +119,7 @@ def test_overlapping_boxes_are_averaged_and_windows_give_the_brute_force_map(
                     total[box] += start - INFERER(hidden, a_network)[0, 1, 4, 5, 6]
                     count[box] += 1
     torch.testing.assert_close(ours.maps.as_tensor()[0], total / count, rtol=1e-4, atol=1e-5)
-    assert ours.parameters["windows_computed"] < ours.parameters["windows_brute_force"] / 5
+    assert ours.details["windows_computed"] < ours.details["windows_brute_force"] / 5
 
 
 def test_boxes_reach_both_borders() -> None:
@@ -245,7 +245,7 @@ def test_kernel_shap_sums_to_the_change_of_the_score(
         nothing = INFERER(torch.zeros(1, *an_image.shape), a_network)[0, 1, 4, 5, 6]
     change = found.value - float(nothing)
     assert float(found.maps.as_tensor().double().sum()) == pytest.approx(change, rel=1e-4)
-    assert found.parameters["sets"] == 2**5 - 2
+    assert found.details["sets"] == 2**5 - 2
 
 
 def test_too_few_sets_are_said(a_network: nn.Module, an_image: MetaTensor) -> None:
@@ -257,7 +257,7 @@ def test_too_few_sets_are_said(a_network: nn.Module, an_image: MetaTensor) -> No
 def test_supervoxels_cover_the_image(a_network: nn.Module, an_image: MetaTensor) -> None:
     model = sx.load_model(a_network, task="segmentation")
     found = sx.explain(model, an_image, POINT, "region_ablation", supervoxels=27)
-    assert 8 <= found.parameters["regions_found"] <= 64
+    assert 8 <= found.details["regions_found"] <= 64
 
 
 def test_segments_without_a_label_map_are_refused() -> None:

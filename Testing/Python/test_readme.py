@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_table_of_methods_is_that_of_the_declarations() -> None:
     script = ROOT / "Testing" / "Data" / "update_readme.py"
-    done = subprocess.run([sys.executable, script, "--check"], cwd=ROOT, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script, "--check"], env=environment, check=False)
     assert done.returncode == 0, "run python Testing/Data/update_readme.py"
 
 

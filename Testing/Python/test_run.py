@@ -164,6 +164,8 @@ def test_a_layer_that_raises_leaves_no_trace(method, after, scan, monkeypatch):
     # Tracing the layers is no pass of the run; the failure comes in the passes.
     layers = model.layers(scan)
     monkeypatch.setattr(sx.Model, "layers", lambda self, *args, **kwargs: layers)
+    # Eigen-CAM runs the whole network only once a window; its other passes end at the layer.
+    after = min(after, 2) if method == "eigen_cam" else after
     model.network.model.add_module("failing", Failing(after))
     state = State(model, scan)
     message = r"network failed on an input of shape \(1, 1, 8, 8, 8\).*tensor trouble"
