@@ -67,7 +67,7 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
         start = time.process_time()
         call()
         seconds = time.process_time() - start
-    return seconds, meter.peak_mb or float("nan")
+    return seconds, float("nan") if meter.peak_mb is None else meter.peak_mb
 
 
 def compare(
@@ -92,7 +92,7 @@ def compare(
         floor_passes,
     )
     spread = f"({row.low:.2f}-{row.high:.2f})"
-    print(f"{name:<24}{library:<10}{row.ratio:>8.2f} x {spread}{row.megabytes:>9.0f} MB")
+    print(f"{name:<28}{library:<10}{row.ratio:>8.2f} x {spread}{row.megabytes:>9.0f} MB")
     return row
 
 
@@ -189,7 +189,9 @@ def main() -> None:
             "grad_cam",
             "MONAI",
             1,
-            lambda: GradCAM(network, target_layers=layer)(volume, class_idx=CLASS),
+            lambda: GradCAM(network, target_layers=layer)(
+                volume.clone().requires_grad_(), class_idx=CLASS
+            ),
         ),
         ("grad_cam_plus_plus", "ours", 1, ours("grad_cam_plus_plus", layer=layer)),
         ("hires_cam", "ours", 1, ours("hires_cam", layer=layer)),
@@ -220,7 +222,7 @@ def main() -> None:
             128 * forward,
             lambda: captum.attr.LayerFeatureAblation(
                 score, dict(network.named_modules())[bottleneck]
-            ).attribute(volume, target=0, layer_baselines=0, feature_mask=channel_mask),
+            ).attribute(volume, target=0, layer_baselines=0, layer_mask=channel_mask),
         ),
         (
             "KWC, 16 channels",
