@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SceneError
@@ -42,13 +45,16 @@ def save_mrb(scene: slicer.vtkMRMLScene | None, path: str | Path) -> Path:
             "'result.mrb'."
         )
     current = scene_or_default(scene)
+    path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a folder of its own rather than under another name: the bundle's inner folder is named
         # after the file.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
             part = Path(folder) / path.name
-            if not current.WriteToMRB(str(part)) or not part.is_file():
+            with _working_folder_kept():
+                done = current.WriteToMRB(str(part))
+            if not done or not part.is_file():
                 raise SceneError(
                     f"The scene could not be written to {str(path)!r}. Check free space and the "
                     "folder's rights."
@@ -76,14 +82,31 @@ def load_mrb(path: str | Path) -> slicer.vtkMRMLScene:
     path = Path(path)
     if not path.is_file():
         raise SceneError(f"There is no file {str(path)!r}. Give the path of a scene file (.mrb).")
+    path = path.resolve()
     if in_app():
         slicer.util.loadScene(str(path))
         return slicer.mrmlScene
     scene = new_scene()
     enable_reading(scene)
-    if not scene.ReadFromMRB(str(path), True):
+    with _working_folder_kept():
+        done = scene.ReadFromMRB(str(path), True)
+    if not done:
         raise SceneError(
             f"{path.name!r} could not be read as a scene. Give a file written by 3D Slicer or "
             "save_mrb()."
         )
     return scene
+
+
+@contextmanager
+def _working_folder_kept() -> Iterator[None]:
+    """Undo that the scene's archiver changes the working folder, to one that it then removes."""
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(before)

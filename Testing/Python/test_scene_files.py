@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
+import torch
 from scene_cases import (
     a_map,
     a_transform,
@@ -20,6 +21,7 @@ from scene_cases import (
     some_regions,
 )
 
+import SaliencyExplainLib as sx
 from SaliencyExplainLib.errors import SceneError
 from SaliencyExplainLib.image import make_image
 from SaliencyExplainLib.scene import (
@@ -235,3 +237,33 @@ def test_names_and_files_that_are_no_scenes_are_refused(scene, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SceneError, match="could not be written"):
         save_mrb(scene, tmp_path / "file" / "result.mrb")
+
+
+def test_a_scene_is_written_and_read_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = sx.scene.new_scene()
+    sx.scene.add_image(written, sx.make_image(torch.ones(1, 3, 4, 5), np.eye(4)), "small")
+    sx.scene.save_mrb(written, "scene.mrb")
+    read = sx.scene.load_mrb("scene.mrb")
+    assert read.GetFirstNodeByName("small") is not None
+    assert Path.cwd() == tmp_path
+
+
+def test_segments_added_to_a_scene_come_back_as_the_label_map() -> None:
+    scene = sx.scene.new_scene()
+    labels = sx.make_image(
+        (torch.arange(60).reshape(1, 3, 4, 5) % 3).float(), np.diag([-1.0, 2, 3, 1])
+    )
+    volume = sx.scene.add_image(scene, labels, "scan")[0]
+    node = sx.scene.add_segmentation(scene, labels, {1: "one", 2: "two", 5: "absent"})
+    found = sx.scene.labelmap_from_segmentation(node, volume)
+    assert torch.equal(found.labelmap.as_tensor(), labels.as_tensor())
+    assert found.names == {1: "one", 2: "two"}
+
+
+def test_a_label_map_without_the_named_labels_is_refused() -> None:
+    empty = sx.make_image(torch.zeros(1, 3, 4, 5), np.eye(4))
+    with pytest.raises(sx.errors.SceneError, match="None of the labels 1 occurs"):
+        sx.scene.add_segmentation(sx.scene.new_scene(), empty, {1: "one"})
