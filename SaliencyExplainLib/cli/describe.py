@@ -56,7 +56,11 @@ def run_model(options: Any) -> None:
     say(f"layers ({len(layers)}):")
     for one in layers:
         shape = " x ".join(str(size) for size in one["shape"])
-        say(f"  {one['name']:<{width}}  {one['kind']:<18} {shape}")
+        step = " x ".join(f"{size:g}" for size in one["spacing_voxels"])
+        notes = ["feeds an instance norm"] * one["feeds_instance_norm"]
+        notes += ["place not followed"] * (not one["place_followed"])
+        line = f"  {one['name']:<{width}}  {one['kind']:<18} {shape:<22} every {step} voxels"
+        say(line + (f"  ({', '.join(notes)})" if notes else ""))
 
 
 def _card(name: str, method: type[Method]) -> dict[str, Any]:
@@ -87,4 +91,15 @@ def _layers(model: Model, shape: list[int] | None) -> list[dict[str, Any]]:
     if shape is not None and min(shape) < 1:
         raise ModelError(f"--shape needs four sizes of 1 or more (C I J K); {shape} was given.")
     found = model.layers(shape=None if shape is None else tuple(shape))
-    return [{"name": one.name, "kind": one.kind, "shape": list(one.shape)} for one in found]
+    return [
+        {
+            "name": one.name,
+            "kind": one.kind,
+            "shape": list(one.shape),
+            "origin_voxels": list(one.grid.origin),
+            "spacing_voxels": list(one.grid.spacing),
+            "place_followed": one.grid.exact,
+            "feeds_instance_norm": one.feeds_instance_norm,
+        }
+        for one in found
+    ]
