@@ -257,8 +257,8 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             problems.append(
                 _(
                     "This model needs {count} volumes ({names}) and the panel gives one. In the "
-                    "Python console: "
-                    "slicer.util.getModuleLogic('SaliencyExplain').explain([volume, ...], model)"
+                    "Python console: from SaliencyExplain import SaliencyExplainLogic; "
+                    "SaliencyExplainLogic().explain([volume, ...], model)"
                 ).format(count=len(self._model.channels), names=", ".join(self._model.channels))
             )
         if (
