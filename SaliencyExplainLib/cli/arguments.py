@@ -156,7 +156,13 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 def _segments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group = parser.add_argument_group("segments")
     add = group.add_argument
-    add("--segments", required=required, type=Path, metavar="LABELMAP", help="for the region table")
+    add(
+        "--segments",
+        required=required,
+        type=Path,
+        metavar="LABELMAP",
+        help="for the region table" + ("" if required else "; 'prediction': what the model finds"),
+    )
     add(
         "--segment-names",
         type=Path,

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
     from ..explanation import Explanation
+    from ..model import Model
     from ..regions import RegionTable
     from ..target import Target
 
 __all__ = ["load_options", "outcome", "run_explain"]
 
+#: As --segments: the regions that the model predicts.
+PREDICTION = "prediction"
 #: Names of this command's results; those of an earlier run are replaced.
 _RESULTS = r"map(_\d+|_layer_grid)?\.nrrd|regions\.csv|overlay\.png|explanation\.json|scene\.mrb"
 
@@ -36,13 +39,13 @@ def run_explain(options: Any) -> None:
         with Progress(quiet=options.quiet) as progress:
             progress(0.0, "reading")
             image = read_image(options.image, resample=options.resample)
-            labelmap, names = _segments(options)
+            model = load_model(options.model, trusted=options.trust, **load_options(options))
+            labelmap, names = _segments(options, model, image)
             mask = _mask(options.segment, labelmap, names)
             target = _target(options, region, mask)
-            model = load_model(options.model, trusted=options.trust, **load_options(options))
             found = explain(model, image, target, method, progress=progress)
             table = None if labelmap is None else region_table(found, labelmap, names)
-            _write(folder, options, image, found, table, mask)
+            _write(folder, options, image, found, table, labelmap, mask)
         files = sorted(path.name for path in folder.iterdir())
     if options.json:
         rows = None if table is None else [asdict(row) for row in table.rows]
@@ -124,9 +127,19 @@ def _target(options: Any, region: str | None, mask: MetaTensor | None) -> Target
     )
 
 
-def _segments(options: Any) -> tuple[MetaTensor | None, dict[int, str]]:
-    from .. import read_labelmap
+def _segments(
+    options: Any, model: Model, image: MetaTensor
+) -> tuple[MetaTensor | None, dict[int, str]]:
+    """Label map and names of its labels: from files, or what the model itself predicts."""
+    from .. import predict, read_labelmap
 
+    if str(options.segments) == PREDICTION:
+        if model.activation != "softmax":
+            raise TargetError(
+                "The outputs of this model may overlap, so its prediction is no label map. "
+                "Give one with --segments FILE."
+            )
+        return predict(model, image), dict(enumerate(model.labels))
     names = read_names(options.segment_names) if options.segment_names is not None else {}
     return (None if options.segments is None else read_labelmap(options.segments)), names
 
@@ -166,6 +179,7 @@ def _write(
     image: MetaTensor,
     found: Explanation,
     table: RegionTable | None,
+    labelmap: MetaTensor | None,
     mask: MetaTensor | None,
 ) -> None:
     found.save(folder)
@@ -180,4 +194,8 @@ def _write(
             image, found, folder / "overlay.png", contour=mask, contour_name=name, window=window
         )
     if options.scene:
-        write_scene(folder / "scene.mrb", image, [(found, table)])
+        segments = None
+        if labelmap is not None and table is not None:
+            named = {row.label: row.name for row in table.rows if row.label and row.voxels}
+            segments = (labelmap, named) if named else None
+        write_scene(folder / "scene.mrb", image, [(found, table)], segments)

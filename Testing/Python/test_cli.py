@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli_cases import everything_below, explain_words, failure, replaced, write_inputs
 
+import SaliencyExplainLib as sx
 from SaliencyExplainLib import errors
 from SaliencyExplainLib.cli import main
 from SaliencyExplainLib.image import read_image, resample_image
@@ -53,6 +54,17 @@ def test_explain_writes_map_figure_provenance_and_table(explain, a_folder, tmp_p
     assert "Gradient: lesion" in written.out
     assert "spleen" in written.out
     assert f"Written to {out}" in written.out
+
+
+def test_the_models_own_prediction_can_be_the_segments(explain, tmp_path):
+    assert main(explain("--segments", "prediction", "--scene")) == 0
+    with (tmp_path / "out" / "regions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["background", "lesion", "vessel"]
+    assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-4)
+    scene = sx.scene.load_mrb(tmp_path / "out" / "scene.mrb")
+    segmentation = scene.GetFirstNodeByClass("vtkMRMLSegmentationNode").GetSegmentation()
+    assert segmentation.GetNumberOfSegments() == 2
 
 
 def test_json_is_one_object_with_everything(explain, a_folder, tmp_path, capsys):

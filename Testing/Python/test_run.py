@@ -13,8 +13,10 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
+from monai.transforms import Orientation
 
 import SaliencyExplainLib as sx
+from SaliencyExplainLib.engine import Engine
 from SaliencyExplainLib.errors import (
     Cancelled,
     ImageError,
@@ -453,3 +455,44 @@ def test_the_gradient_through_windows_is_that_of_the_fused_output(scan):
     WINDOWS(x, model.network)[0, 2].mean().backward()
     made = sx.explain(model, scan, sx.Target(2, "everywhere"), "gradient")
     torch.testing.assert_close(made.maps.as_tensor(), x.grad[0], rtol=1e-4, atol=1e-9)
+
+
+# The prediction
+
+
+@pytest.mark.parametrize("inferer", list(INFERERS))
+def test_the_prediction_is_the_largest_output_on_the_scans_grid(inferer, scan):
+    model = a_model(INFERERS[inferer])
+    found = sx.predict(model, scan)
+    engine = Engine(model, scan, TARGET)
+    with engine.running():
+        expected = engine.output(engine.x)[0].argmax(0)
+    assert torch.equal(found.as_tensor()[0], expected.float())
+    assert torch.equal(found.affine, scan.affine)
+
+
+def test_the_prediction_comes_back_from_another_grid(scan):
+    model = sx.load_model(
+        a_model().network, task="segmentation", preprocess=Orientation("LPI", labels=None)
+    )
+    found = sx.predict(model, scan)
+    assert found.shape == scan.shape
+    assert torch.equal(found.affine, scan.affine)
+    prepared = model.prepare(scan)
+    with torch.no_grad():
+        labels = model.network(prepared.as_tensor()[None])[0].argmax(0, keepdim=True)
+    back = model.preprocess.invert(labels.float(), prepared, scan)
+    assert torch.equal(found.as_tensor(), back.as_tensor())
+
+
+def test_overlapping_outputs_are_predicted_as_masks(scan):
+    model = sx.load_model(a_model().network, task="segmentation", activation="sigmoid")
+    found = sx.predict(model, scan)
+    assert found.shape == (3, *scan.shape[1:])
+    assert set(found.as_tensor().unique().tolist()) <= {0.0, 1.0}
+
+
+def test_only_segmentation_networks_predict_a_label_map(scan):
+    model = sx.load_model(a_model().network, task="regression")
+    with pytest.raises(TargetError, match="Only a segmentation network"):
+        sx.predict(model, scan)
