@@ -228,7 +228,13 @@ def test_the_module_can_be_run():
 def test_a_stopped_process_ends_with_130_and_leaves_nothing(explain, tmp_path, stop):
     words = replaced(explain("--param", "steps=512"), "--method", "integrated_gradients")
     command = [sys.executable, "-m", "SaliencyExplainLib", *words]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background job ignores Ctrl-C, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as process:
         while not process.stderr.readline().startswith(" 25%"):
             assert process.poll() is None
         process.send_signal(stop)
