@@ -198,7 +198,7 @@ def test_a_target_without_probability_is_refused(an_image: MetaTensor) -> None:
         sx.explain(model, an_image, target, "kernel_weighted_contribution", layer="features")
 
 
-def test_xgrad_cam_on_positive_features_and_seg_xres_at_its_limits(
+def test_seg_xres_cam_is_hires_cam_and_grad_cam_at_its_limits(
     a_network: UNet, an_image: MetaTensor
 ) -> None:
     model = sx.load_model(a_network, task="segmentation")
@@ -225,3 +225,66 @@ def test_guided_grad_cam_is_the_product(a_network: UNet, an_image: MetaTensor) -
     guided = sx.explain(model, an_image, target, "guided_backprop").network_maps.as_tensor()
     coarse = sx.explain(model, an_image, target, "grad_cam").network_maps.as_tensor()
     torch.testing.assert_close(product, guided * coarse)
+
+
+def test_xgrad_cam_is_its_equation(a_network: UNet, an_image: MetaTensor) -> None:
+    model = sx.load_model(a_network, task="segmentation")
+    target = sx.Target(output=1, region="everywhere")
+    found = sx.explain(model, an_image, target, "xgrad_cam", layer=LAYER)
+    kept: list[torch.Tensor] = []
+    hook = a_network.get_submodule(LAYER).register_forward_hook(lambda _m, _i, o: kept.append(o))
+    score = a_network(an_image.as_tensor()[None])[0, 1].mean()
+    hook.remove()
+    slope = torch.autograd.grad(score, kept[0])[0][0].numpy()
+    features = kept[0][0].detach().numpy()
+    weights = (slope * features).sum((1, 2, 3)) / features.sum((1, 2, 3))
+    expected = np.maximum(np.einsum("k,kijl->ijl", weights, features), 0)
+    assert found.layer_map is not None
+    assert expected.max() > 0
+    np.testing.assert_allclose(
+        found.layer_map.numpy()[0], expected, rtol=1e-3, atol=1e-4 * expected.max()
+    )
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_magnitude_of_eigen_cam_is_shown_whatever_its_sign(sign: float) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 3, 1, bias=False), nn.Conv3d(3, 2, 1))
+    network[0].weight.data *= sign
+    voxels = torch.zeros(1, 8, 8, 8)
+    voxels[0, 2, 5, 3] = 10
+    model = sx.load_model(network, task="segmentation")
+    target = sx.Target(output=1, region="everywhere")
+    found = sx.explain(model, sx.make_image(voxels, np.eye(4)), target, "eigen_cam", layer="0")
+    peak = np.unravel_index(int(found.maps.as_tensor()[0].argmax()), (8, 8, 8))
+    assert peak == (2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name, one in sx.methods().items()
+        if one.needs_layer and name not in ("grad_cam_plus_plus", "seg_xres_cam")
+    ),
+)
+def test_windows_change_nothing_for_a_network_that_looks_at_single_voxels(
+    name: str, an_image: MetaTensor
+) -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv3d(1, 5, 1), nn.ReLU(), nn.Conv3d(5, 3, 1))
+    target = sx.Target(output=1, region="everywhere")
+    parameters = {"baseline": "zero"} if name == "score_cam" else {}
+    whole, windows = (
+        sx.explain(
+            sx.load_model(network, task="segmentation", inferer=inferer),
+            an_image,
+            target,
+            name,
+            layer="1",
+            **parameters,
+        ).maps.as_tensor()
+        for inferer in (None, INFERER)
+    )
+    assert whole.any()
+    torch.testing.assert_close(windows, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
