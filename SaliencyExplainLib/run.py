@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from .engine import Engine, MemoryMeter, Progress
+from .engine import Engine, MemoryMeter, Progress, go_fast
 from .errors import Cancelled, MethodError, SaliencyExplainError, TargetError
 from .explanation import Explanation
 from .image import as_image, make_image, resample_labels
@@ -30,6 +30,9 @@ def explain(
     method: str | Method = "gradient",
     progress: Callable[[float, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    *,
+    fast: bool = False,
+    batch_size: int | None = None,
     **parameters: Any,
 ) -> Explanation:
     """Explain one output of a model on one image.
@@ -51,6 +54,13 @@ def explain(
         Called with a fraction (0 to 1) and a message after each pass.
     cancelled : callable, optional
         Asked before each pass; True stops the run with :class:`Cancelled`.
+    fast : bool
+        Let the network compute in bfloat16, if a check on one window finds that it is faster here
+        and gives nearly the same gradient; what was found is in ``details`` and ``warnings``.
+    batch_size : int, optional
+        Images or windows that go through the network together; None: what fits into the memory.
+    **parameters
+        Parameters of the method, when it is named.
 
     Returns
     -------
@@ -64,24 +74,23 @@ def explain(
         stopped it.
     """
     target = target or Target()
-    if isinstance(method, Method):
-        if parameters:
-            raise MethodError(
-                f"{method.title} was made already. Give its parameters there: "
-                f"{', '.join(parameters)}."
-            )
-        chosen = method
-    else:
-        chosen = make_method(method, parameters)
+    chosen = _made(method, parameters)
+    _refuse_batch(batch_size)
     image = as_image(image)
     chosen.check(model)
     started = time.perf_counter()
     with MemoryMeter(model.device) as memory:
         try:
             network_image = model.prepare(image)
-            engine = Engine(model, network_image, target, Progress(progress, cancelled))
-            _expect(chosen, engine)
+            engine = Engine(model, network_image, target, Progress(progress, cancelled), batch_size)
+            sweeps = _sweeps(chosen, engine)
+            if sweeps is not None:
+                engine.progress.expect(len(engine.plan.windows) * sweeps)
             with engine.running():
+                checked, note = None, ""
+                if fast:
+                    differences = not chosen.needs_gradient
+                    checked, note = go_fast(engine, sweeps, differences=differences)
                 made = chosen.attribute(engine)
                 value, frozen = engine.start_value, engine.frozen
                 engine.progress.finish()
@@ -106,9 +115,14 @@ def explain(
         unit=chosen.unit,
         combine=chosen.combine,
         layers=made.layers,
-        details=dict(made.details),
+        details={**made.details, **({"fast": checked.to_dict()} if checked else {})},
         completeness_error=made.completeness_error,
-        warnings=(*made.warnings, *_map_warnings(maps)),
+        warnings=(
+            *made.warnings,
+            *([note] if note else []),
+            *engine.batch.notes,
+            *_map_warnings(maps),
+        ),
         seconds=time.perf_counter() - started,
         peak_memory_mb=memory.peak_mb,
         model=dict(model.provenance),
@@ -162,13 +176,30 @@ def predict(
     return resample_labels(make_image(labels, network_image.affine), image)
 
 
-def _expect(method: Method, engine: Engine) -> None:
-    """Tell the progress how many passes of the network the method needs, if it knows."""
-    windows = len(engine.plan.windows)
-    linear = engine.target.score in (None, "logit", "value")
-    sweeps = method.passes() if windows == 1 else method.window_passes(linear=linear)
-    if sweeps is not None:
-        engine.progress.expect(windows * sweeps)
+def _made(method: str | Method, parameters: dict[str, Any]) -> Method:
+    if not isinstance(method, Method):
+        return make_method(method, parameters)
+    if parameters:
+        raise MethodError(
+            f"{method.title} was made already. Give its parameters there: {', '.join(parameters)}."
+        )
+    return method
+
+
+def _refuse_batch(size: int | None) -> None:
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if size is not None and not (whole and size >= 1):
+        raise MethodError(
+            f"batch_size must be a whole number from 1 on, or None for what fits; {size!r} was "
+            "given."
+        )
+
+
+def _sweeps(method: Method, engine: Engine) -> int | None:
+    """How often the method runs the network over the image, if it knows."""
+    if len(engine.plan.windows) == 1:
+        return method.passes()
+    return method.window_passes(linear=engine.target.score in (None, "logit", "value"))
 
 
 def _layer_map(made: Attribution, network_image: MetaTensor) -> MetaTensor | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .engine import Engine, main_output, network_errors
+from .engine import Engine, main_output
 from .region import RegionOutput
 from .replay import Replay
 
@@ -63,9 +63,9 @@ class LayerChanges:
                 record = self.record(index)
                 for slot, number in enumerate(numbers):
                     self.engine.progress.check()
-                    with torch.no_grad(), network_errors(record.features):
+                    with torch.no_grad(), self.engine.calling(record.features):
                         output = record.run(change(record.features, number))
-                        part = self.region.cut(window, output)
+                    part = self.region.cut(window, output.float())
                     totals[slot] = self.region.add(totals[slot], window, part)
                     self.engine.progress.step(f"change {number + 1} of {count}")
             for total in totals:
@@ -84,7 +84,7 @@ class LayerChanges:
             return self._records[index]
         window = self.region.windows[index]
         part = self._padded[(slice(None), slice(None), *window)]
-        with network_errors(part):
+        with self.engine.calling(part):
             record = Replay(self.engine.model.network, part, self.layer, main_output)
         self.exact = record.exact if self.exact is None else (self.exact and record.exact)
         if len(self.region.windows) <= _KEPT_WINDOWS:

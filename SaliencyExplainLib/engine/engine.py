@@ -13,9 +13,8 @@ that takes the whole volume is the case of a single window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,35 +24,22 @@ from ..errors import ModelError, SaliencyExplainError
 from ..model import Model, WindowPlan, plan_windows
 from ..model.layers import evaluating
 from ..target import FrozenTarget, Target
+from .batch import Batch, graph_bytes, out_of_memory
+from .layer_sweep import LayerPass, layer_features, layer_passes
 from .progress import Progress
-from .record import recorded
+from .scoring import Scoring
 
-__all__ = ["Engine", "LayerPass"]
+__all__ = ["Engine", "WindowRule", "main_output", "network_errors"]
 
-
-@dataclass(frozen=True)
-class LayerPass:
-    """What one window gave at one layer.
-
-    Attributes
-    ----------
-    window : tuple of slice
-        On the padded volume.
-    features : Tensor, shape (C, i, j, k)
-    gradient : Tensor, shape (C, i, j, k)
-        dS/d(features) of the fused score: the window's part in the fusion is in it.
-    """
-
-    window: tuple[slice, ...]
-    features: torch.Tensor
-    gradient: torch.Tensor
+Box = tuple[slice, ...]
+WindowRule = Callable[[Box], AbstractContextManager[Any]]
 
 
 class Engine:
     """One network, one image on the network's grid, one target.
 
-    Use it in a ``with`` block: inside, the network is in eval mode with frozen weights; afterwards
-    it is as it was.
+    Use it in a ``with engine.running()`` block: inside, the network is in eval mode with frozen
+    weights; afterwards it is as it was.
 
     Parameters
     ----------
@@ -63,15 +49,25 @@ class Engine:
     target : Target
         Frozen on the first forward pass of the unperturbed image.
     progress : Progress
+    batch_size : int, optional
+        Images or windows that go through the network together; None: what the memory allows.
 
     Attributes
     ----------
     x : Tensor, shape (1, C, I, J, K)
         The image, on the model's device.
+    fast : bool
+        Whether the network computes in bfloat16; see :mod:`.precision`.
+    batch : Batch
     """
 
     def __init__(
-        self, model: Model, image: MetaTensor, target: Target, progress: Progress | None = None
+        self,
+        model: Model,
+        image: MetaTensor,
+        target: Target,
+        progress: Progress | None = None,
+        batch_size: int | None = None,
     ) -> None:
         self.model = model
         self.image = image
@@ -79,9 +75,9 @@ class Engine:
         self.progress = progress or Progress()
         self.x: torch.Tensor = image.as_tensor()[None].to(model.device)
         self.plan: WindowPlan = plan_windows(model.inferer, tuple(image.shape[1:]), model.device)
-        self._frozen: FrozenTarget | None = None
-        self._value: float | None = None
-        self._weights: torch.Tensor | None = None
+        self.scoring = Scoring(target, model, image, self.plan)
+        self.fast = False
+        self.batch = Batch(model.device, batch_size)
 
     @contextmanager
     def running(self) -> Iterator[Engine]:
@@ -97,18 +93,15 @@ class Engine:
     @property
     def frozen(self) -> FrozenTarget:
         """The target with its region fixed; costs one forward sweep if nothing has been run yet."""
-        if self._frozen is None:
-            self._freeze(self.output(self.x))
-        assert self._frozen is not None  # noqa: S101 - _freeze has just set it
-        return self._frozen
+        return self.scoring.frozen or self.scoring.freeze(self.output(self.x))
 
     @property
     def start_value(self) -> float:
         """S of the unperturbed image."""
         frozen = self.frozen
-        if self._value is None:
-            self._value = float(frozen.value(self.output(self.x)))
-        return self._value
+        if self.scoring.value is None:
+            self.scoring.value = float(frozen.value(self.output(self.x)))
+        return self.scoring.value
 
     def output(self, x: torch.Tensor) -> torch.Tensor:
         """Fused output of an image, without gradient.
@@ -142,192 +135,205 @@ class Engine:
         frozen = self.frozen
         return float(frozen.value(self.output(x)))
 
-    def gradient(self, x: torch.Tensor | None = None) -> torch.Tensor:
+    def gradient(
+        self, x: torch.Tensor | None = None, *, rule: WindowRule | None = None
+    ) -> torch.Tensor:
         """dS/dx.
 
         Parameters
         ----------
         x : Tensor, shape (1, C, I, J, K), optional
             Where; the unperturbed image when left out.
+        rule : callable, optional
+            Takes a window (slices on the padded volume) and gives the context in which it is run
+            and pulled back: other backward rules than the derivative.
 
         Returns
         -------
         Tensor, shape (C, I, J, K)
         """
-        at_start = x is None
-        x = self.x if x is None else x
-        if len(self.plan.windows) == 1:
-            return self._gradient_in_one(x, at_start)
-        dense = self._dense_cotangent(x, at_start)
-        padded = self.plan.pad(x)
-        total = torch.zeros_like(padded)
-        for window in self.plan.windows:
-            cotangent = self._window_cotangent(window, dense)
-            if cotangent is None:
-                self.progress.step("window outside the region skipped")
-                continue
-            total[(slice(None), slice(None), *window)] += self._gradient_in_window(
-                padded[(slice(None), slice(None), *window)], cotangent
-            )
-        return self._unpadded(total)
+        if x is None:
+            return self._gradients([self.x], rule)[0]
+        self.frozen  # noqa: B018 - the region is fixed on the unperturbed image
+        return self._gradients([x], rule)[0]
 
-    def layer_passes(self, names: tuple[str, ...]) -> Iterator[dict[str, LayerPass]]:
-        """Features and gradients at layers, window by window; a pass back ends at the first layer.
-
-        Yields
-        ------
-        dict of str to LayerPass
-            One a window that reaches the region.
-        """
-        single = len(self.plan.windows) == 1
-        dense = None if single else self._dense_cotangent(self.x, at_start=True)
-        padded = self.plan.pad(self.x)
-        for window in self.plan.windows:
-            cotangent = None if single else self._window_cotangent(window, dense)
-            if cotangent is None and not single:
-                self.progress.step("window outside the region skipped")
-                continue
-            yield self._layer_pass(names, padded, window, cotangent)
-
-    def layer_features(
-        self, name: str, *, stop: bool
-    ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-        """Features (C, i, j, k) of a layer in every window, without gradient.
+    def gradients(self, images: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """dS/dx at each of several images, computed in batches that fit the memory.
 
         Parameters
         ----------
-        name : str
-            Qualified module name.
-        stop : bool
-            Do not compute what comes behind the layer (right for a layer that runs once a pass).
+        images : iterable of Tensor, each (1, C, I, J, K)
+            Taken one batch at a time.
+
+        Yields
+        ------
+        Tensor, shape (C, I, J, K)
+            In the order of the images.
         """
-        padded = self.plan.pad(self.x)
-        for window in self.plan.windows:
-            with (
-                recorded(self.model.network, (name,), differentiable=False, stop=stop) as record,
-                torch.no_grad(),
-            ):
-                self.run_window(padded, window)
-            self.progress.step("features recorded", passes=1 if stop else 0)
-            yield window, record.last(name)[0]
+        self.frozen  # noqa: B018 - the region is fixed on the unperturbed image
+        for group in self.batch.groups(images):
+            yield from self._gradients(group, None)
 
-    def _layer_pass(
-        self,
-        names: tuple[str, ...],
-        padded: torch.Tensor,
-        window: tuple[slice, ...],
-        cotangent: torch.Tensor | None,
-    ) -> dict[str, LayerPass]:
-        """One window, or the only one where there is no cotangent yet; its graph ends here."""
-        with (
-            recorded(self.model.network, names, differentiable=True) as record,
-            torch.enable_grad(),
-        ):
-            part = self.run_window(padded, window)
-        if cotangent is None:
-            cotangent = self._single_cotangent(part, at_start=True)
-        features = [record.last(name) for name in names]
-        gradients = self._pull(part, features, cotangent)
-        return {
-            name: LayerPass(window, feature.detach()[0], gradient[0])
-            for name, feature, gradient in zip(names, features, gradients, strict=True)
-        }
+    def layer_passes(self, names: tuple[str, ...]) -> Iterator[dict[str, LayerPass]]:
+        """See :func:`.layer_sweep.layer_passes`."""
+        return layer_passes(self, names)
 
-    def _gradient_in_window(self, part: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-        """Pull a cotangent back through one window; its graph ends here, before the next window."""
-        leaf = part.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            return self._pull(self.run_window(leaf, None), [leaf], cotangent)[0]
+    def layer_features(self, name: str, *, stop: bool) -> Iterator[tuple[Box, torch.Tensor]]:
+        """See :func:`.layer_sweep.layer_features`."""
+        return layer_features(self, name, stop=stop)
 
-    def _gradient_in_one(self, x: torch.Tensor, at_start: bool) -> torch.Tensor:
-        """One forward and one backward pass; at the start the region is frozen on the way."""
-        leaf = self.plan.pad(x).detach().clone().requires_grad_()
-        with torch.enable_grad():
-            part = self.run_window(leaf, None)
-            cotangent = self._single_cotangent(part, at_start)
-            (gradient,) = self._pull(part, [leaf], cotangent)
-        return self._unpadded(gradient)
+    def run_window(self, volume: torch.Tensor, window: Box | None) -> torch.Tensor:
+        """The network on one window (or on `volume` as it is), its answer checked.
 
-    def _single_cotangent(self, part: torch.Tensor, at_start: bool) -> torch.Tensor:
-        """dS/d(output of the only window), padding included; at the start it freezes the target."""
-        inside = (slice(None), slice(None), *self.plan.inside) if part.ndim == 5 else (slice(None),)
-        cropped = part.detach()[inside]
-        if at_start and self._frozen is None:
-            self._freeze(cropped)
-        if self.frozen.linear:
-            weight = torch.ones((), device=part.device) if self._weights is None else self._weights
-            return self.frozen.linear_cotangent(part.shape, weight)
-        cotangent = torch.zeros_like(part)
-        cotangent[inside] = self.frozen.cotangent(cropped)
-        return cotangent
+        Parameters
+        ----------
+        volume : Tensor, shape (B, C, I, J, K)
 
-    def _freeze(self, output: torch.Tensor) -> None:
-        self._frozen = self.target.freeze(output, self.model, self.image)
-        self._value = float(self._frozen.value(output))
-        weights = self._frozen.weights()
-        if weights is not None:
-            padded = torch.zeros(self.plan.weight_sum.shape, device=weights.device)
-            padded[self.plan.inside] = weights
-            self._weights = padded
-
-    def _dense_cotangent(self, x: torch.Tensor, at_start: bool) -> torch.Tensor | None:
-        """dS/dY on the padded volume, shape (1, O, I, J, K); None where S is linear.
-
-        The sweep that freezes the target at the start is used for both.
+        Returns
+        -------
+        Tensor, shape (B, O, i, j, k) or (B, O), float32
         """
-        output = None
-        if at_start and self._frozen is None:
-            output = self.output(x)
-            self._freeze(output)
-        if self.frozen.linear:
-            return None
-        cotangent = self.frozen.cotangent(self.output(x) if output is None else output)
-        padded = cotangent.new_zeros((1, cotangent.shape[1], *self.plan.weight_sum.shape))
-        padded[(slice(None), slice(None), *self.plan.inside)] = cotangent
-        return padded
+        self.progress.check()
+        part = volume if window is None else volume[(slice(None), slice(None), *window)]
+        with self.calling(part):
+            # A copy: a network that normalises in place must not change the scan.
+            result = self.model.network(part.clone())
+        result = main_output(result).float()
+        self._check_output(result, part)
+        if not torch.is_grad_enabled():
+            self.progress.step("forward pass", passes=len(part))
+        return result
 
-    def _window_cotangent(
-        self, window: tuple[slice, ...], dense: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """b_w * dS/dY in a window, or None where it is zero everywhere."""
-        if dense is not None:
-            part = dense[(slice(None), slice(None), *window)] * self.plan.fraction(window)
-            return part if part.any() else None
-        assert self._weights is not None  # noqa: S101 - outputs without voxels have a single window
-        weights = self._weights[window]
-        if not weights.any():
-            return None
-        shape = (1, len(self.frozen.names), *weights.shape)
-        return self.frozen.linear_cotangent(shape, weights * self.plan.fraction(window))
+    @contextmanager
+    def calling(self, part: torch.Tensor) -> Iterator[None]:
+        """Around each call of the network or of a part of it: its precision and its errors."""
+        half = torch.autocast(self.x.device.type, torch.bfloat16) if self.fast else nullcontext()
+        with network_errors(part), half:
+            yield
 
-    def _pull(
+    def pull(
         self, part: torch.Tensor, leaves: list[torch.Tensor], cotangent: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
+        """(d part / d leaves)^T cotangent; zeros where a leaf plays no part.
+
+        Raises
+        ------
+        ModelError
+            If the output cannot be differentiated, or the memory is not enough.
+        """
         if not part.requires_grad:
             raise ModelError(
                 "The network's output does not depend on its input in a way that can be "
                 "differentiated "
                 "(does it run under no_grad, or round its output?). Use a perturbation method."
             )
-        found = torch.autograd.grad(part, leaves, grad_outputs=cotangent, allow_unused=True)
-        self.progress.step("backward pass")
+        with network_errors(part):
+            found = torch.autograd.grad(part, leaves, grad_outputs=cotangent, allow_unused=True)
+        self.progress.step("backward pass", passes=len(part))
         return tuple(
             torch.zeros_like(leaf) if gradient is None else gradient
             for leaf, gradient in zip(leaves, found, strict=True)
         )
 
-    def run_window(self, volume: torch.Tensor, window: tuple[slice, ...] | None) -> torch.Tensor:
-        """The network on one window (or on `volume` as it is), its answer checked."""
-        self.progress.check()
-        part = volume if window is None else volume[(slice(None), slice(None), *window)]
-        with network_errors(part):
-            # A copy: a network that normalises in place must not change the scan.
-            result = self.model.network(part.clone())
-        result = main_output(result)
-        self._check_output(result, part)
-        if not torch.is_grad_enabled():
-            self.progress.step("forward pass")
-        return result
+    def dense_cotangent(self, x: torch.Tensor) -> torch.Tensor | None:
+        """dS/dY on the padded volume at an image; None where S is linear in the fused output.
+
+        The sweep that freezes the target serves for both.
+        """
+        if self.scoring.frozen is None:
+            return self.scoring.dense(self.output(self.x))
+        return None if self.scoring.frozen.linear else self.scoring.dense(self.output(x))
+
+    def heaviest_window(self) -> tuple[Box, torch.Tensor, torch.Tensor]:
+        """The window that weighs most in the score.
+
+        Returns
+        -------
+        tuple of slice
+            On the padded volume.
+        Tensor, shape (1, C, i, j, k)
+            What it holds.
+        Tensor, shape (1, O, i, j, k) or (1, O)
+            dS/d(its output).
+        """
+        padded = self.plan.pad(self.x)
+        if len(self.plan.windows) == 1:
+            with torch.no_grad():
+                output = self.run_window(padded, None)
+            return self.plan.windows[0], padded, self.scoring.of_whole(output)
+        dense = self.dense_cotangent(self.x)
+        found = [(window, self.scoring.of_window(window, dense)) for window in self.plan.windows]
+        sizes = [0.0 if one is None else float(one.abs().sum()) for _, one in found]
+        window, cotangent = found[max(range(len(sizes)), key=sizes.__getitem__)]
+        assert cotangent is not None  # noqa: S101 - a region is reached by at least one window
+        return window, padded[(slice(None), slice(None), *window)], cotangent
+
+    def _gradients(self, images: list[torch.Tensor], rule: WindowRule | None) -> list[torch.Tensor]:
+        """dS/dx at each image, (C, I, J, K); images and windows are batched together."""
+        padded = [self.plan.pad(x) for x in images]
+        totals = [torch.zeros_like(one) for one in padded]
+        whole = len(self.plan.windows) == 1
+        dense = [None if whole else self.dense_cotangent(x) for x in images]
+
+        def work(group: list[tuple[int, Box, torch.Tensor | None]]) -> None:
+            parts = [padded[i][(slice(None), slice(None), *window)] for i, window, _ in group]
+            given = [cotangent for *_, cotangent in group if cotangent is not None]
+            with (rule or _plain)(group[0][1]):
+                found = self._pull_windows(parts, given)
+            for (index, window, _), gradient in zip(group, found, strict=True):
+                totals[index][(0, slice(None), *window)] += gradient
+
+        waiting = self._waiting(dense, whole=whole)
+        for group in self.batch.groups(waiting) if rule is None else ([one] for one in waiting):
+            self.batch.run(group, work)
+        return [self._unpadded(total) for total in totals]
+
+    def _waiting(
+        self, dense: list[torch.Tensor | None], *, whole: bool
+    ) -> Iterator[tuple[int, Box, torch.Tensor | None]]:
+        """Image, window and dS/d(output) of each pass; those of a whole volume come with it."""
+        for window in self.plan.windows:
+            for index, one in enumerate(dense):
+                cotangent = None if whole else self.scoring.of_window(window, one)
+                if cotangent is None and not whole:
+                    self.progress.step("window outside the region skipped")
+                else:
+                    yield index, window, cotangent
+
+    def _pull_windows(
+        self, parts: list[torch.Tensor], cotangents: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Pull cotangents back through windows, (B, C, i, j, k); the graph ends here."""
+        leaf = torch.cat(parts).detach().clone().requires_grad_()
+        if len(parts) > 1 and not self.batch.separate(
+            self.model.network, lambda: self._answers_separately(leaf.detach())
+        ):
+            self.batch.limit(1, full=False)
+            alone = [
+                self._pull_windows([part], cotangents[index : index + 1])
+                for index, part in enumerate(parts)
+            ]
+            return torch.cat(alone)
+        with torch.enable_grad():
+            output = self.run_window(leaf, None)
+            self.batch.learn(graph_bytes(output) // len(parts))
+            cotangent = (
+                torch.cat(cotangents) if cotangents else self.scoring.of_whole(output.detach())
+            )
+            return self.pull(output, [leaf], cotangent)[0]
+
+    def _answers_separately(self, parts: torch.Tensor) -> bool:
+        """Whether the network gives for the first image of a batch what it gives for it alone."""
+        try:
+            with torch.no_grad():
+                alone = main_output(self.model.network(parts[:1].clone()))
+                among = main_output(self.model.network(parts.clone()))[:1]
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            if out_of_memory(error):
+                raise
+            return False
+        scale = float(alone.abs().max())
+        return among.shape == alone.shape and float((among - alone).abs().max()) <= 1e-4 * scale
 
     def _check_output(self, result: torch.Tensor, part: torch.Tensor) -> None:
         if result.ndim == 5 and result.shape[2:] != part.shape[2:]:
@@ -352,6 +358,14 @@ class Engine:
         return torch.autograd.grad(padded, leaf, gradient)[0][0]
 
 
+_TOO_BIG = "The memory is not enough for a window of {} voxels. Use a smaller window, or the CPU."
+
+
+def _plain(_window: tuple[slice, ...]) -> AbstractContextManager[Any]:
+    """No other rule than the derivative."""
+    return nullcontext()
+
+
 @contextmanager
 def network_errors(part: torch.Tensor) -> Iterator[None]:
     """Turn what a network raises on an input into one sentence."""
@@ -359,12 +373,11 @@ def network_errors(part: torch.Tensor) -> Iterator[None]:
         yield
     except SaliencyExplainError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"The memory is not enough for a window of {_size(part)} voxels. Use a smaller window, "
-            "or the CPU."
-        ) from error
+    except MemoryError as error:
+        raise ModelError(_TOO_BIG.format(_size(part))) from error
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if out_of_memory(error):
+            raise ModelError(_TOO_BIG.format(_size(part))) from error
         raise ModelError(
             f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
             f"{_reason(error)}. Check the number of channels and the window size that it was "

@@ -17,6 +17,8 @@ from .base import Attribution, Method, method, param
 from .baselines import BASELINES, make_baseline
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine import Engine
 
 __all__ = ["GradientSHAP"]
@@ -65,16 +67,12 @@ class GradientSHAP(Method):
         sigma = self.noise * float(engine.x.max() - engine.x.min())
         order = torch.randperm(self.samples, generator=generator)
         total = engine.x.new_zeros(engine.x.shape[1:])
-        for index, reference in enumerate(used):
-            alpha = (
-                float(order[index]) + float(torch.rand((), generator=generator))
-            ) / self.samples
-            point = reference + alpha * (engine.x - reference)
-            if sigma > 0:
-                point = point + sigma * torch.randn(point.shape, generator=generator).to(
-                    point.device
-                )
-            total += (engine.x - reference)[0] * engine.gradient(point)
+        points = (
+            self._point(engine, reference, float(order[index]), sigma, generator)
+            for index, reference in enumerate(used)
+        )
+        for reference, gradient in zip(used, engine.gradients(points), strict=True):
+            total += (engine.x - reference)[0] * gradient
         maps = total / self.samples
         mean = sum(values[index % len(values)] for index in range(self.samples)) / self.samples
         change = start - mean
@@ -83,6 +81,23 @@ class GradientSHAP(Method):
             abs(summed - change) / abs(change) if change else (0.0 if summed == 0 else float("inf"))
         )
         return Attribution(maps, completeness_error=error)
+
+    def _point(
+        self,
+        engine: Engine,
+        reference: torch.Tensor,
+        stratum: float,
+        sigma: float,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """A random point between a reference and the image, in its interval of the way."""
+        import torch
+
+        alpha = (stratum + float(torch.rand((), generator=generator))) / self.samples
+        point = reference + alpha * (engine.x - reference)
+        if sigma > 0:
+            point = point + sigma * torch.randn(point.shape, generator=generator).to(point.device)
+        return point
 
     def _choices(self) -> tuple[str, ...]:
         return BASELINES[1:][: self.samples] if self.baseline == _MIXED else (self.baseline,)

@@ -73,8 +73,10 @@ class IntegratedGradients(Method):
         change = engine.start_value - engine.value(baseline)
         difference = engine.x - baseline
         total = engine.x.new_zeros(engine.x.shape[1:])
-        for alpha, weight in zip(*path_nodes(self.steps), strict=True):
-            total += float(weight) * engine.gradient(baseline + float(alpha) * difference)
+        nodes, weights = path_nodes(self.steps)
+        points = (baseline + float(alpha) * difference for alpha in nodes)
+        for weight, gradient in zip(weights, engine.gradients(points), strict=True):
+            total += float(weight) * gradient
         maps = total * difference[0]
         summed = float(maps.double().sum())
         error = (

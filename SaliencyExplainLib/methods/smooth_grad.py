@@ -66,14 +66,15 @@ class SmoothGrad(Method):
         """Map of shape (C, I, J, K): score units per intensity unit, or its square."""
         import torch
 
-        engine.frozen  # noqa: B018 - the region is fixed on the clean image, before any noise
         generator = torch.Generator().manual_seed(self.seed)
         sigma = self.noise * float(engine.x.max() - engine.x.min())
         mean = engine.x.new_zeros(engine.x.shape[1:])
         square = torch.zeros_like(mean)
-        for index in range(1, self.samples + 1):
-            noise = torch.randn(engine.x.shape, generator=generator).to(engine.x.device)
-            gradient = engine.gradient(engine.x + sigma * noise)
+        noisy = (
+            engine.x + sigma * torch.randn(engine.x.shape, generator=generator).to(engine.x.device)
+            for _ in range(self.samples)
+        )
+        for index, gradient in enumerate(engine.gradients(noisy), start=1):
             # Welford's running moments: neither a list of maps nor cancellation of large numbers.
             step = gradient - mean
             mean += step / index

@@ -134,10 +134,14 @@ def as_model(network: nn.Module, **options: Any) -> Model:
 
 
 def run_engine(
-    model: Model, image: MetaTensor, target: Target, work: Callable[[Engine], Any]
+    model: Model,
+    image: MetaTensor,
+    target: Target,
+    work: Callable[[Engine], Any],
+    batch_size: int | None = None,
 ) -> Any:
     """Do something with a running engine."""
-    engine = Engine(model, image, target)
+    engine = Engine(model, image, target, batch_size=batch_size)
     with engine.running():
         return work(engine)
 

@@ -345,7 +345,7 @@ def test_a_whole_volume_costs_no_pass_more_than_its_floor(name, kind, a_volume, 
     method = make_method(name, quick_parameters(methods()[name]))
     target = Target(output=1, score=kind)
     with counted_runs(network) as runs:
-        explain(as_model(network), a_volume(1, 8, 8, 8), target, method)
+        explain(as_model(network), a_volume(1, 8, 8, 8), target, method, batch_size=1)
     forward, backward = FLOORS[name]
     assert (len(runs), sum(runs), len(counted_backward)) == (forward, backward, backward)
     assert method.passes() == forward
@@ -358,7 +358,7 @@ def test_windows_cost_no_pass_more_than_their_floor(name, kind, a_volume):
     model = as_model(network, inferer=Windows((8, 8, 8), (0.5,) * 3))
     method = make_method(name, quick_parameters(methods()[name]))
     target = Target(output=1, score=kind, region="everywhere")
-    engine = Engine(model, a_volume(1, 12, 8, 8), target)
+    engine = Engine(model, a_volume(1, 12, 8, 8), target, batch_size=1)
     with counted_runs(network) as runs, engine.running():
         method.attribute(engine)
     sweeps = WINDOWED[name][kind != "logit"]
@@ -421,7 +421,7 @@ def test_no_layer_of_one_window_is_alive_when_the_next_one_starts(
     alive = alive_between_windows(network)
     model = as_model(network, inferer=Windows((8, 8, 8), (0.5,) * 3))
     target = Target(output=1, region="everywhere", score=kind)
-    run_engine(model, a_volume(1, 12, 12, 8), target, lambda e: e.gradient())
+    run_engine(model, a_volume(1, 12, 12, 8), target, lambda e: e.gradient(), batch_size=1)
     assert alive == [0] * 4
 
 
@@ -440,7 +440,8 @@ def test_integration_keeps_one_point_of_the_path_alive(a_volume, alive_between_w
     network = BatchNormNet()
     alive = alive_between_windows(network)
     method = make_method("integrated_gradients", {"steps": 5})
-    run_engine(as_model(network), a_volume(1, 8, 8, 8), Target(output=1), method.attribute)
+    image, target = a_volume(1, 8, 8, 8), Target(output=1)
+    run_engine(as_model(network), image, target, method.attribute, batch_size=1)
     assert alive == [0] * 5
 
 
