@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .image import make_image, read_image, read_labelmap, write_image
     from .model import Model, load_model
     from .regions import RegionTable, region_table
-    from .run import explain, predict
+    from .run import explain, explain_layers, predict
     from .target import Target
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "describe_method",
     "errors",
     "explain",
+    "explain_layers",
     "load_model",
     "make_image",
     "make_method",
@@ -58,6 +59,7 @@ _LATER = {
     "RegionTable": ".regions",
     "Target": ".target",
     "explain": ".run",
+    "explain_layers": ".run",
     "load_model": ".model",
     "make_image": ".image",
     "predict": ".run",

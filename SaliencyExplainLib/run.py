@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -17,10 +19,12 @@ from .errors import Cancelled, MethodError, SaliencyExplainError, TargetError
 from .explanation import Explanation
 from .image import as_image, make_image, resample_labels
 from .methods import Attribution, Method, make_method
+from .methods import methods as all_methods
+from .methods.cam_pass import OnePassCam, attribute_together
 from .model import Model
 from .target import Target
 
-__all__ = ["explain", "predict"]
+__all__ = ["explain", "explain_layers", "predict"]
 
 
 def explain(
@@ -78,57 +82,162 @@ def explain(
     _refuse_batch(batch_size)
     image = as_image(image)
     chosen.check(model)
-    started = time.perf_counter()
-    with MemoryMeter(model.device) as memory:
-        try:
-            network_image = model.prepare(image)
-            engine = Engine(model, network_image, target, Progress(progress, cancelled), batch_size)
-            sweeps = _sweeps(chosen, engine)
-            if sweeps is not None:
-                engine.progress.expect(len(engine.plan.windows) * sweeps)
-            with engine.running():
-                checked, note = None, ""
-                if fast:
-                    differences = not chosen.needs_gradient
-                    checked, note = go_fast(engine, sweeps, differences=differences)
-                made = chosen.attribute(engine)
-                value, frozen = engine.start_value, engine.frozen
-                engine.progress.finish()
-        except Cancelled:
-            raise
-        except SaliencyExplainError as error:
-            raise type(error)(
-                f"{error} (While running {chosen.title} on {_called(image)}.)"
-            ) from error
-    maps = made.maps.detach().float().cpu()
-    _refuse_nan(maps, chosen)
-    return Explanation(
-        maps=model.preprocess.invert(maps, network_image, image),
-        network_maps=make_image(maps, network_image.affine),
-        layer_map=_layer_map(made, network_image),
-        value=value,
-        target=frozen.to_dict(),
-        method=chosen.name,
-        title=chosen.title,
-        parameters={**chosen.parameters(), **made.used},
-        signed=chosen.is_signed(),
-        unit=chosen.unit,
-        combine=chosen.combine,
-        layers=made.layers,
-        details={**made.details, **({"fast": checked.to_dict()} if checked else {})},
-        completeness_error=made.completeness_error,
-        warnings=(
-            *made.warnings,
-            *([note] if note else []),
-            *engine.batch.notes,
-            *_map_warnings(maps),
-        ),
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=memory.peak_mb,
-        model=dict(model.provenance),
-        image=_provenance(image),
-        versions=dict(_versions()),
-    )
+    run = _Run(model, image, target, Progress(progress, cancelled), batch_size)
+    with run.of(chosen.title):
+        sweeps = _sweeps(chosen, run.engine)
+        if sweeps is not None:
+            run.engine.progress.expect(len(run.engine.plan.windows) * sweeps)
+        with run.engine.running():
+            if fast:
+                run.go_fast(sweeps, differences=not chosen.needs_gradient)
+            made = chosen.attribute(run.engine)
+            run.score()
+    return run.explanation(chosen, made)
+
+
+def explain_layers(
+    model: Model,
+    image: MetaTensor,
+    target: Target | None = None,
+    methods: Sequence[str | Method] = ("grad_cam",),
+    layers: Sequence[str] | None = None,
+    progress: Callable[[float, str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Explanation]:
+    """Make class activation maps at several layers, of several kinds, from the same passes.
+
+    One forward and one backward pass serve all of them where the network takes the whole volume;
+    sliding windows need up to three sweeps more, whatever the number of maps.
+
+    Parameters
+    ----------
+    model : Model
+    image : MetaTensor, shape (C, I, J, K)
+        As for :func:`explain`.
+    target : Target, optional
+        As for :func:`explain`.
+    methods : sequence of str or Method
+        Among those that need a layer's features and gradients only: Grad-CAM, Grad-CAM++,
+        XGrad-CAM, HiResCAM, LayerCAM, Seg-XRes-CAM.
+    layers : sequence of str, optional
+        Names; None: every layer without sub-modules whose features have voxels.
+    progress, cancelled : callable, optional
+        As for :func:`explain`.
+
+    Returns
+    -------
+    list of Explanation
+        One a method and layer: all layers of the first method in the order in which they run, then
+        those of the next. ``seconds`` and ``peak_memory_mb`` are those of all together.
+
+    Raises
+    ------
+    SaliencyExplainError
+        As :func:`explain`; :class:`MethodError` for a method that needs passes of its own.
+    """
+    target = target or Target()
+    kinds = [_one_pass(_made(method, {})) for method in methods]
+    image = as_image(image)
+    for kind in kinds:
+        kind.check(model)
+    run = _Run(model, image, target, Progress(progress, cancelled), None)
+    with run.of(", ".join(dict.fromkeys(kind.title for kind in kinds))):
+        names = _layers_with_maps(run.engine) if layers is None else list(layers)
+        kinds = [replace(kind, layer=name) for kind in kinds for name in names]
+        found = [(kind, *kind.find(run.engine)) for kind in kinds]
+        with run.engine.running():
+            made = attribute_together(run.engine, [(kind, info) for kind, info, _ in found])
+            run.score()
+    return [
+        run.explanation(kind, replace(one, warnings=(*notes, *one.warnings)))
+        for (kind, _, notes), one in zip(found, made, strict=True)
+    ]
+
+
+class _Run:
+    """One engine from the image to its explanations."""
+
+    def __init__(
+        self,
+        model: Model,
+        image: MetaTensor,
+        target: Target,
+        progress: Progress,
+        batch_size: int | None,
+    ) -> None:
+        self.model = model
+        self.image = image
+        self.target = target
+        self.progress = progress
+        self.batch_size = batch_size
+        self.memory = MemoryMeter(model.device)
+        self.seconds = 0.0
+        self.notes: tuple[str, ...] = ()
+        self.details: dict[str, Any] = {}
+
+    @contextmanager
+    def of(self, title: str) -> Iterator[None]:
+        """Prepare the image and measure what runs inside; errors say what ran on which image."""
+        started = time.perf_counter()
+        with self.memory:
+            try:
+                self.network_image = self.model.prepare(self.image)
+                self.engine = Engine(
+                    self.model, self.network_image, self.target, self.progress, self.batch_size
+                )
+                yield
+            except Cancelled:
+                raise
+            except SaliencyExplainError as error:
+                raise type(error)(
+                    f"{error} (While running {title} on {_called(self.image)}.)"
+                ) from error
+        self.seconds = time.perf_counter() - started
+
+    def go_fast(self, sweeps: int | None, *, differences: bool) -> None:
+        """Compute in bfloat16 where that is worth it and alike, and note what was found."""
+        checked, note = go_fast(self.engine, sweeps, differences=differences)
+        self.notes = (note,)
+        if checked is not None:
+            self.details = {"fast": checked.to_dict()}
+
+    def score(self) -> None:
+        """Keep the score and its target, and end the progress."""
+        self.value = self.engine.start_value
+        self.frozen = self.engine.frozen
+        self.progress.finish()
+
+    def explanation(self, method: Method, made: Attribution) -> Explanation:
+        """What a method made, on the image's grid."""
+        maps = made.maps.detach().float().cpu()
+        _refuse_nan(maps, method)
+        return Explanation(
+            maps=self.model.preprocess.invert(maps, self.network_image, self.image),
+            network_maps=make_image(maps, self.network_image.affine),
+            layer_map=_layer_map(made, self.network_image),
+            value=self.value,
+            target=self.frozen.to_dict(),
+            method=method.name,
+            title=method.title,
+            parameters={**method.parameters(), **made.used},
+            signed=method.is_signed(),
+            unit=method.unit,
+            combine=method.combine,
+            layers=made.layers,
+            details={**made.details, **self.details},
+            completeness_error=made.completeness_error,
+            warnings=(
+                *made.warnings,
+                *self.notes,
+                *self.engine.batch.notes,
+                *_map_warnings(maps),
+            ),
+            seconds=self.seconds,
+            peak_memory_mb=self.memory.peak_mb,
+            model=dict(self.model.provenance),
+            image=_provenance(self.image),
+            versions=dict(_versions()),
+        )
 
 
 def predict(
@@ -186,6 +295,30 @@ def _made(method: str | Method, parameters: dict[str, Any]) -> Method:
     return method
 
 
+def _one_pass(method: Method) -> OnePassCam:
+    if not isinstance(method, OnePassCam):
+        able = [one.title for one in all_methods().values() if issubclass(one, OnePassCam)]
+        raise MethodError(
+            f"{method.title} needs passes of its own at each layer. Choose among "
+            f"{', '.join(able)}, or explain layer by layer."
+        )
+    return method
+
+
+def _layers_with_maps(engine: Engine) -> list[str]:
+    """Names of the layers whose maps show places."""
+    window = engine.model.inferer.window_shape(tuple(engine.image.shape[1:]))
+    layers = engine.model.layers(shape=(engine.image.shape[0], *window))
+    names = [
+        one.name for one in layers if one.leaf and not one.passes_on and max(one.shape[1:]) > 1
+    ]
+    if not names:
+        raise MethodError(
+            "The network has no layer whose features have voxels. Use a gradient method."
+        )
+    return names
+
+
 def _refuse_batch(size: int | None) -> None:
     whole = isinstance(size, int) and not isinstance(size, bool)
     if size is not None and not (whole and size >= 1):
@@ -211,6 +344,8 @@ def _layer_map(made: Attribution, network_image: MetaTensor) -> MetaTensor | Non
 
 
 def _refuse_nan(maps: torch.Tensor, method: Method) -> None:
+    if torch.isfinite(maps.sum()):  # one fast look; a sum may also overflow
+        return
     bad = int((~torch.isfinite(maps)).sum())
     if bad:
         raise MethodError(
@@ -223,7 +358,7 @@ def _refuse_nan(maps: torch.Tensor, method: Method) -> None:
 
 def _map_warnings(maps: torch.Tensor) -> tuple[str, ...]:
     """What a picture of this map would hide."""
-    low, high = float(maps.min()), float(maps.max())
+    low, high = (float(one) for one in torch.aminmax(maps))
     if low == high == 0:
         return (
             "The map is zero everywhere: it shows nothing. Another layer, target or method may.",

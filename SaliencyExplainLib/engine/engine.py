@@ -281,7 +281,7 @@ class Engine:
             with (rule or _plain)(group[0][1]):
                 found = self._pull_windows(parts, given)
             for (index, window, _), gradient in zip(group, found, strict=True):
-                totals[index][(0, slice(None), *window)] += gradient
+                totals[index][0][(slice(None), *window)] += gradient
 
         waiting = self._waiting(dense, whole=whole)
         for group in self.batch.groups(waiting) if rule is None else ([one] for one in waiting):

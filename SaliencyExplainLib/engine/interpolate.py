@@ -54,6 +54,10 @@ def at_layer_voxels(volume: torch.Tensor, grid: Grid, shape: tuple[int, ...]) ->
 
 
 def _read(volume: torch.Tensor, positions: torch.Tensor, axis: int) -> torch.Tensor:
+    if len(positions) == volume.shape[axis] and torch.equal(
+        positions, torch.arange(len(positions), dtype=positions.dtype)
+    ):
+        return volume
     weights = axis_weights(positions, volume.shape[axis]).to(volume)
     read: torch.Tensor = torch.tensordot(volume, weights, dims=([axis], [1]))
     return read.movedim(-1, axis).contiguous()

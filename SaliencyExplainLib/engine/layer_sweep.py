@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from .record import recorded
+from .record import Record, recorded
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -39,6 +40,21 @@ class LayerPass:
     window: Box
     features: torch.Tensor
     gradient: torch.Tensor
+
+    @cached_property
+    def product(self) -> torch.Tensor:
+        """Features times gradient, shape (C, i, j, k)."""
+        return self.features * self.gradient
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest magnitude of the gradient."""
+        return max(abs(float(one)) for one in torch.aminmax(self.gradient))
+
+    @cached_property
+    def sums(self) -> torch.Tensor:
+        """Sum of the features over all positions, shape (C,)."""
+        return self.features.sum((1, 2, 3))
 
 
 def sweep_layers(
@@ -74,16 +90,26 @@ def layer_passes(engine: Engine, names: Sequence[str]) -> Iterator[dict[str, Lay
 
 
 def sweep_features(
-    engine: Engine, names: Sequence[str], consume: Callable[[str, Box, torch.Tensor], None]
+    engine: Engine,
+    names: Sequence[str],
+    consume: Callable[[str, Box, torch.Tensor], None],
+    *,
+    stop: bool = False,
 ) -> None:
-    """Hand the features (C, i, j, k) of layers over, without gradient, for every window."""
-    padded = engine.plan.pad(engine.x)
-    for window in engine.plan.windows:
-        with (
-            recorded(engine.model.network, names, differentiable=False) as record,
-            torch.no_grad(),
-        ):
-            engine.run_window(padded, window)
+    """Hand the features (C, i, j, k) of layers over, without gradient, for every window.
+
+    Parameters
+    ----------
+    engine : Engine
+        Running.
+    names : sequence of str
+        Qualified module names.
+    consume : callable
+        Called once a layer and window.
+    stop : bool
+        Do not compute what comes behind the last of the layers (right where each runs once a pass).
+    """
+    for window, record in _records(engine, names, stop=stop):
         for name in names:
             consume(name, window, record.last(name)[0].float())
 
@@ -100,15 +126,21 @@ def layer_features(engine: Engine, name: str, *, stop: bool) -> Iterator[tuple[B
     stop : bool
         Do not compute what comes behind the layer (right for a layer that runs once a pass).
     """
+    for window, record in _records(engine, (name,), stop=stop):
+        yield window, record.last(name)[0].float()
+
+
+def _records(engine: Engine, names: Sequence[str], *, stop: bool) -> Iterator[tuple[Box, Record]]:
+    """Run every window without gradient."""
     padded = engine.plan.pad(engine.x)
     for window in engine.plan.windows:
         with (
-            recorded(engine.model.network, (name,), differentiable=False, stop=stop) as record,
+            recorded(engine.model.network, names, differentiable=False, stop=stop) as record,
             torch.no_grad(),
         ):
             engine.run_window(padded, window)
         engine.progress.step("features recorded", passes=1 if stop else 0)
-        yield window, record.last(name)[0].float()
+        yield window, record
 
 
 def _reaching(engine: Engine) -> Iterator[tuple[Box, torch.Tensor, torch.Tensor | None]]:

@@ -56,9 +56,10 @@ def find_layer(network: torch.nn.Module, name: str) -> torch.nn.Module:
     LayerNotFoundError
         With the nearest names.
     """
-    modules: dict[str, torch.nn.Module] = dict(network.named_modules())
-    if name and name in modules:
-        return modules[name]
+    if name:
+        with suppress(AttributeError):
+            return network.get_submodule(name)
+    modules = [found for found, _ in network.named_modules()]
     near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     raise LayerNotFoundError(f"The network has no layer {name!r}.{hint} List all: model.layers().")
@@ -79,7 +80,7 @@ def recorded(
         Start the graph at the first of these layers: nothing before it is kept for the backward
         pass.
     stop : bool
-        End the block when the first layer has run: what comes behind it is not computed.
+        End the block when all layers have run: what comes behind them is not computed.
 
     Yields
     ------
@@ -109,7 +110,7 @@ def recorded(
             )
         if not differentiable:
             record.outputs.setdefault(name, []).append(output.detach().clone())
-            if stop:
+            if stop and len(record.outputs) == len(set(names)):
                 raise _LayerReached
             return None
         leaf = output if output.requires_grad else output.detach().requires_grad_()

@@ -30,10 +30,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import MethodError
 from .base import Attribution, method, param
+from .cam_pass import OnePassCam
 from .guided import GuidedBackprop
-from .layer import LayerMethod, window_start
+from .layer import LayerMethod
 
 if TYPE_CHECKING:
     import torch
@@ -57,61 +57,12 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class _WeightedCam(LayerMethod):
+class _WeightedCam(OnePassCam):
     """One weight a channel: w_k."""
-
-    needs_sums: ClassVar[bool] = False
 
     def window_passes(self, *, linear: bool) -> int:
         """Freeze, gradient, features, and the features' sums where they are needed."""
         return 3 + self.needs_sums
-
-    def attribute(self, engine: Engine) -> Attribution:
-        """Map of shape (1, I, J, K); with one window also (1, i, j, k) on the layer's grid."""
-        info, warnings = self.find(engine)
-        if len(engine.plan.windows) == 1:
-            found = next(iter(engine.layer_passes((info.name,))))[info.name]
-            ones = found.features.new_ones((1, *found.features.shape[1:]))
-            sums = found.features.sum((1, 2, 3))
-            weights = self.scaled(self.weights(found, ones, sums), sums, float(ones.sum()))
-            notes = self.notes(weights, float(found.gradient.abs().max()), info)
-            features = [(found.window, found.features)]
-            return self.from_weights(engine, info, weights, (*warnings, *notes), features)
-        weights, largest = self._over_windows(engine, info)
-        notes = self.notes(weights, largest, info)
-        return self.from_weights(engine, info, weights, (*warnings, *notes))
-
-    def _over_windows(self, engine: Engine, info: LayerInfo) -> tuple[torch.Tensor, float]:
-        """Weights, shape (K,), and the gradient's largest magnitude."""
-        parts = self.parts(engine, info)
-        channels = engine.x.new_zeros(info.shape[0])
-        sums = channels.clone()
-        if self.needs_sums:
-            for window, features in engine.layer_features(info.name, stop=info.calls == 1):
-                sums += (features * parts[window_start(window)]).sum((1, 2, 3))
-        largest = 0.0
-        for passes in engine.layer_passes((info.name,)):
-            found = passes[info.name]
-            channels += self.weights(found, parts[window_start(found.window)], sums)
-            largest = max(largest, float(found.gradient.abs().max()))
-        positions = sum(float(part.sum()) for part in parts.values())
-        return self.scaled(channels, sums, positions), largest
-
-    def weights(self, found: LayerPass, part: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-        """Sum over a window's positions of each channel's weight, shape (K,).
-
-        ``part`` (1, i, j, k) is what these positions count, the gradient includes it, ``sums`` (K,)
-        is the sum of the features over all positions.
-        """
-        raise MethodError("A weighted CAM says how gradients become weights.")
-
-    def scaled(self, weights: torch.Tensor, sums: torch.Tensor, positions: float) -> torch.Tensor:
-        """Sums over all windows as weights."""
-        return weights / positions
-
-    def notes(self, weights: torch.Tensor, largest: float, info: LayerInfo) -> tuple[str, ...]:
-        """What the reader must know of these weights."""
-        return ()
 
 
 @method(
@@ -168,11 +119,13 @@ class GradCAMPlusPlus(_WeightedCam):
         """Sum of alpha * ReLU(g)."""
         import torch
 
-        whole = found.gradient / part.clamp(min=1e-12)
-        square = whole**2
-        below = 2 * square + square * whole * sums[:, None, None, None]
-        alpha = torch.where(below != 0, square / below, torch.zeros_like(below))
-        return (part * alpha * whole.clamp(min=0)).sum((1, 2, 3))
+        # For g > 0 alpha is 1 / (2 + g sum A); elsewhere ReLU(g) is zero.
+        positive = found.gradient.clamp(min=0) / part.clamp(min=1e-12)
+        below = torch.addcmul(
+            torch.full_like(positive, 2.0), positive, sums[:, None, None, None].expand_as(positive)
+        )
+        ratio = torch.where(below != 0, positive / below, torch.zeros_like(below))
+        return (part * ratio).sum((1, 2, 3))
 
 
 @method(
@@ -195,31 +148,13 @@ class XGradCAM(_WeightedCam):
 
     def weights(self, found: LayerPass, part: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
         """Sum of g * A."""
-        return (found.gradient * found.features).sum((1, 2, 3))
+        return found.product.sum((1, 2, 3))
 
     def scaled(self, weights: torch.Tensor, sums: torch.Tensor, positions: float) -> torch.Tensor:
         """Divide by the sum of the features; a channel that is zero everywhere gets none."""
         import torch
 
         return torch.where(sums == 0, torch.zeros_like(weights), weights / sums)
-
-
-@dataclass(frozen=True)
-class _ElementwiseCam(LayerMethod):
-    """One weight a channel and position: the gradient itself."""
-
-    def attribute(self, engine: Engine) -> Attribution:
-        """Map of shape (1, I, J, K); with one window also (1, i, j, k) on the layer's grid."""
-        info, warnings = self.find(engine)
-        maps = [
-            (passes[info.name].window, self.product(passes[info.name]))
-            for passes in engine.layer_passes((info.name,))
-        ]
-        return self.finished(engine, info, maps, warnings, share=False)
-
-    def product(self, found: LayerPass) -> torch.Tensor:
-        """Map of a window, shape (1, i, j, k); the gradient has the window's part in it."""
-        raise MethodError("An element-wise CAM says how features and gradients are multiplied.")
 
 
 @method(
@@ -233,12 +168,14 @@ class _ElementwiseCam(LayerMethod):
     weaknesses="faithful only if a linear head follows the layer; noisier than Grad-CAM elsewhere",
 )
 @dataclass(frozen=True)
-class HiResCAM(_ElementwiseCam):
+class HiResCAM(OnePassCam):
     """Features times their gradient, summed over channels; signed."""
+
+    fine: ClassVar[bool] = True
 
     def product(self, found: LayerPass) -> torch.Tensor:
         """Sum over channels of g * A."""
-        return (found.gradient * found.features).sum(0, keepdim=True)
+        return found.product.sum(0, keepdim=True)
 
 
 @method(
@@ -252,7 +189,7 @@ class HiResCAM(_ElementwiseCam):
     weaknesses="ignores negative evidence",
 )
 @dataclass(frozen=True)
-class LayerCAM(_ElementwiseCam):
+class LayerCAM(OnePassCam):
     """ReLU of the features weighted by their positive gradient at each place."""
 
     def product(self, found: LayerPass) -> torch.Tensor:
@@ -271,7 +208,7 @@ class LayerCAM(_ElementwiseCam):
     weaknesses="the size of the blocks decides how far evidence is smeared",
 )
 @dataclass(frozen=True)
-class SegXResCAM(_ElementwiseCam):
+class SegXResCAM(OnePassCam):
     """ReLU of the features weighted by their gradient pooled over blocks."""
 
     block: int = param(2, low=1, high=64, unit="positions", help="edge of the blocks, h")

@@ -7,11 +7,12 @@ with their parts b_w in the fusion, so that all positions of all windows togethe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import MethodError
-from .base import Attribution, Method, param
+from .base import Attribution, Method, methods, param
 
 if TYPE_CHECKING:
     import torch
@@ -19,37 +20,47 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..model import Grid, LayerInfo
 
-__all__ = ["LAYER_HELP", "LayerMethod", "default_layer", "window_start"]
+__all__ = [
+    "LAYER_HELP",
+    "LayerMethod",
+    "attribution",
+    "default_layer",
+    "default_layers",
+    "layer_notes",
+    "weighted",
+    "window_start",
+]
 
 LAYER_HELP = "name of the layer (model.layers()); empty: chosen by itself"
 
 Box = tuple[slice, ...]
 
 
-def default_layer(layers: Sequence[LayerInfo], task: str) -> LayerInfo:
+def default_layer(layers: Sequence[LayerInfo], task: str, *, fine: bool = False) -> LayerInfo:
     """Choose the layer to look at when none is named.
 
     Classification and regression: the last features that still have more than one voxel.
-    Segmentation: the last ones that are coarser than the output (meaning over place), or else the
-    last before the output itself. Layers that feed an instance normalisation are left out,
-    activations preferred.
+    Segmentation: the last ones that are coarser than the output (meaning over place), or else, and
+    for methods that want them fine, the last before the output itself. Layers that feed an instance
+    normalisation are left out, activations preferred.
+
+    Parameters
+    ----------
+    layers : sequence of LayerInfo
+    task : str
+    fine : bool
+        Whether the method is right only where little follows the layer.
 
     Raises
     ------
     MethodError
         If no layer gives features with voxels.
     """
-    usable = [
-        layer
-        for layer in layers
-        if layer.leaf
-        and not layer.feeds_instance_norm
-        and layer.shape[0] > 1
-        and max(layer.shape[1:]) > 1
-    ]
+    usable = [layer for layer in layers if layer.leaf and not layer.problem and layer.shape[0] > 1]
     if task == "segmentation":
         inner = [layer for layer in usable if not layer.final] or usable
-        usable = [layer for layer in inner if max(layer.grid.spacing) > 1.5] or inner
+        coarse = [layer for layer in inner if max(layer.grid.spacing) > 1.5]
+        usable = inner if fine else coarse or inner
     chosen = [layer for layer in usable if layer.activation] or usable
     if not chosen:
         raise MethodError(
@@ -58,9 +69,30 @@ def default_layer(layers: Sequence[LayerInfo], task: str) -> LayerInfo:
     return chosen[-1]
 
 
+def default_layers(layers: Sequence[LayerInfo], task: str) -> dict[str, str]:
+    """Name of the layer that each method with one chooses by itself, by the method's name.
+
+    Parameters
+    ----------
+    layers : sequence of LayerInfo
+        From ``model.layers(...)``.
+    task : str
+        Of the model.
+    """
+    found = {}
+    for name, one in methods().items():
+        if issubclass(one, LayerMethod):
+            with suppress(MethodError):
+                found[name] = default_layer(layers, task, fine=one.fine).name
+    return found
+
+
 @dataclass(frozen=True)
 class LayerMethod(Method):
     """A method with a layer."""
+
+    #: Whether the method is right only where little follows the layer.
+    fine: ClassVar[bool] = False
 
     layer: str = param("", help=LAYER_HELP)
 
@@ -80,28 +112,18 @@ class LayerMethod(Method):
         window = engine.model.inferer.window_shape(tuple(engine.image.shape[1:]))
         layers = engine.model.layers(shape=(engine.image.shape[0], *window))
         if not name:
-            info = default_layer(layers, engine.model.task)
+            info = default_layer(layers, engine.model.task, fine=self.fine)
         else:
             find_layer(engine.model.network, name)
             known = {layer.name: layer for layer in layers}
             if name not in known:
                 raise MethodError(
-                    f"The layer {name!r} does not give features with voxels (C, i, j, k). "
-                    "Choose a convolution, an activation or a block: model.layers()."
+                    f"The layer {name!r} does not run on this image, or does not give features "
+                    "with voxels (C, i, j, k). Choose a convolution, an activation or a block: "
+                    "model.layers()."
                 )
             info = known[name]
-        warnings = []
-        if not info.grid.exact:
-            warnings.append(
-                f"The place of the voxels of layer {info.name!r} could not be followed through the "
-                "network; the map was spread evenly over the volume."
-            )
-        if info.calls > 1:
-            warnings.append(
-                f"The layer {info.name!r} runs {info.calls} times in one pass; its last call was "
-                "used."
-            )
-        return info, tuple(warnings)
+        return info, layer_notes(info)
 
     @staticmethod
     def parts(engine: Engine, info: LayerInfo) -> Mapping[tuple[int, ...], torch.Tensor]:
@@ -140,12 +162,36 @@ class LayerMethod(Method):
             Average where windows overlap; False adds, for maps that have the windows' parts in
             them.
         """
-        total = engine.x.new_zeros((1, *engine.plan.weight_sum.shape))
+        total: torch.Tensor | None = None
         for window, one in maps:
-            whole = cls.on_window(engine, info, one)
-            total[(slice(None), *window)] += (
-                whole * engine.plan.fraction(window) if share else whole
-            )
+            total = cls.added(engine, info, total, window, one, share=share)
+        return cls.inside(engine, total)
+
+    @classmethod
+    def added(
+        cls,
+        engine: Engine,
+        info: LayerInfo,
+        total: torch.Tensor | None,
+        window: Box,
+        layer_map: torch.Tensor,
+        *,
+        share: bool,
+    ) -> torch.Tensor:
+        """Add a window's map (1, i, j, k) to a running sum on the padded volume, None at first."""
+        whole = cls.on_window(engine, info, layer_map)
+        if len(engine.plan.windows) == 1:
+            return whole
+        if total is None:
+            total = engine.x.new_zeros((1, *engine.plan.weight_sum.shape))
+        total[(slice(None), *window)] += whole * engine.plan.fraction(window) if share else whole
+        return total
+
+    @staticmethod
+    def inside(engine: Engine, total: torch.Tensor | None) -> torch.Tensor:
+        """What a running sum has on the volume, (1, I, J, K)."""
+        if total is None:
+            return engine.x.new_zeros((1, *engine.plan.shape))
         return total[(slice(None), *engine.plan.inside)]
 
     def finished(
@@ -159,12 +205,12 @@ class LayerMethod(Method):
     ) -> Attribution:
         """Maps of all windows as the method's result; one window also gives the layer's own map."""
         single = len(engine.plan.windows) == 1
-        return Attribution(
+        return attribution(
+            engine,
+            info,
             self.fused(engine, info, maps, share=share),
-            layer_map=maps[0][1] if single else None,
-            layer_grid=_on_volume(info, engine) if single else None,
-            layers=(info.name,),
-            warnings=warnings,
+            maps[0][1] if single else None,
+            warnings,
         )
 
     def from_weights(
@@ -182,9 +228,43 @@ class LayerMethod(Method):
         return self.finished(engine, info, maps, warnings)
 
 
+def layer_notes(info: LayerInfo) -> tuple[str, ...]:
+    """What the reader of a map of this layer must know."""
+    notes = []
+    if not info.grid.exact:
+        notes.append(
+            f"The place of the voxels of layer {info.name!r} could not be followed through the "
+            "network; the map was spread evenly over the volume."
+        )
+    if info.calls > 1:
+        notes.append(
+            f"The layer {info.name!r} runs {info.calls} times in one pass; its last call was used."
+        )
+    return tuple(notes)
+
+
+def attribution(
+    engine: Engine,
+    info: LayerInfo,
+    maps: torch.Tensor,
+    layer_map: torch.Tensor | None,
+    warnings: tuple[str, ...] = (),
+) -> Attribution:
+    """What a method gives back for one layer; the layer's own map where there is one window."""
+    return Attribution(
+        maps,
+        layer_map=layer_map,
+        layer_grid=None if layer_map is None else _on_volume(info, engine),
+        layers=(info.name,),
+        warnings=warnings,
+    )
+
+
 def weighted(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """ReLU( sum_k w_k A_k ), shape (1, i, j, k)."""
-    return (weights[:, None, None, None] * features).sum(0, keepdim=True).clamp(min=0)
+    import torch
+
+    return torch.tensordot(weights[None], features, dims=1).clamp(min=0)
 
 
 def window_start(window: Box) -> tuple[int, ...]:

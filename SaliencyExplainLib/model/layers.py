@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,15 @@ import torch
 from ..errors import ModelError
 from .follow import Follower, Grid, Place, spread_evenly, tensors_in
 
-__all__ = ["Grid", "LayerInfo", "evaluating", "trace_layers"]
+__all__ = ["Grid", "LayerInfo", "evaluating", "trace_layers", "with_values"]
+
+_NORMALISED = (
+    "feeds an instance normalisation: the mean gradient of each channel is zero there, and maps "
+    "that are weighted by it are rounding noise"
+)
+_SINGLE = "has a single voxel: a map of it is the same everywhere"
+_DEAD = "was zero everywhere in the window that was looked at: every map of it is empty"
+_CONSTANT = "was the same everywhere in the window that was looked at: a map of it shows no place"
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,11 @@ class LayerInfo:
         Whether it is a nonlinearity (its type says so).
     final : bool
         Whether its output is the network's own.
+    passes_on : bool
+        Whether it gives what it was given (a dropout, an identity).
+    problem : str
+        Why maps of this layer would be empty or noise, as the end of a sentence that begins with
+        the layer; empty where nothing is known against it.
     """
 
     name: str
@@ -57,6 +70,8 @@ class LayerInfo:
     leaf: bool
     activation: bool
     final: bool = False
+    passes_on: bool = False
+    problem: str = ""
 
 
 def trace_layers(
@@ -93,6 +108,49 @@ def trace_layers(
         ) from error
 
 
+def with_values(
+    network: torch.nn.Module, layers: Sequence[LayerInfo], x: torch.Tensor
+) -> list[LayerInfo]:
+    """Run the network once and say which layers are dead or constant on this image.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    layers : sequence of LayerInfo
+    x : Tensor, shape (1, C, I, J, K)
+        On the network's grid, of the shape that the layers were traced with.
+
+    Returns
+    -------
+    list of LayerInfo
+    """
+    found: dict[str, str] = {}
+
+    def look(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 5:
+            low, high = torch.aminmax(output.flatten(2), dim=2)
+            dead = not bool(low.any() or high.any())
+            found[name] = _DEAD if dead else _CONSTANT * bool((low == high).all())
+
+    modules = dict(network.named_modules())
+    with ExitStack() as attached:
+        for layer in layers:
+            hook = modules[layer.name].register_forward_hook(
+                lambda _m, _i, out, name=layer.name: look(name, out)
+            )
+            attached.callback(hook.remove)
+        with evaluating(network), torch.no_grad():
+            network(x.clone())
+    return [
+        layer
+        if layer.problem == _SINGLE
+        else replace(layer, problem=found[layer.name])
+        if found.get(layer.name)
+        else layer
+        for layer in layers
+    ]
+
+
 @contextmanager
 def evaluating(network: torch.nn.Module) -> Iterator[None]:
     """Eval mode; afterwards each module has its own mode again, whatever happened.
@@ -125,33 +183,38 @@ def _trace(network: torch.nn.Module, volume: torch.Tensor) -> list[LayerInfo]:
     follower = Follower(volume)
     seen: dict[str, _Finished] = {}
 
-    def note(name: str, module: torch.nn.Module, output: Any) -> None:
+    def note(name: str, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 5:
             calls = seen.pop(name).calls + 1 if name in seen else 1
+            same = any(output is one for one in tensors_in(inputs)) and not module._parameters
+            place = follower.places.get(id(output))
             state = follower.state(output)
-            seen[name] = _Finished(module, output, state, follower.places.get(id(output)), calls)
+            seen[name] = _Finished(module, output, state, place, calls, same)
 
     with ExitStack() as attached:
         for name, module in network.named_modules():
             if name:
                 hook = module.register_forward_hook(
-                    lambda m, _i, out, name=name: note(name, m, out)
+                    lambda m, given, out, name=name: note(name, m, given, out)
                 )
                 attached.callback(hook.remove)
         attached.enter_context(follower)
         result = network(volume)
     final = {follower.state(tensor) for tensor in list(tensors_in((result,)))[:1]}
+    normalised = follower.normalised - follower.used
     return [
         LayerInfo(
             name=name,
             kind=type(one.module).__name__,
             shape=tuple(one.output.shape[1:]),
             grid=one.place.grid if one.place else spread_evenly(volume, one.output),
-            feeds_instance_norm=one.state in follower.normalised - follower.used,
+            feeds_instance_norm=one.state in normalised,
             calls=one.calls,
             leaf=next(one.module.children(), None) is None,
             activation=_is_activation(one.module),
             final=one.state in final,
+            passes_on=one.passes_on,
+            problem=_problem(tuple(one.output.shape[2:]), normalised=one.state in normalised),
         )
         for name, one in seen.items()
         if one.place or _divides(volume, one.output)
@@ -167,6 +230,12 @@ class _Finished:
     state: tuple[int, int]
     place: Place | None
     calls: int
+    passes_on: bool
+
+
+def _problem(shape: Sequence[int], *, normalised: bool) -> str:
+    """What the network's structure says against a layer."""
+    return _SINGLE if max(shape) == 1 else _NORMALISED * normalised
 
 
 def _is_activation(module: torch.nn.Module) -> bool:

@@ -9,8 +9,8 @@ import torch
 from monai.data import MetaTensor
 
 from ..errors import ImageError, ModelError
-from .inferer import WholeVolume, Windows
-from .layers import LayerInfo, trace_layers
+from .inferer import WholeVolume, Windows, plan_windows
+from .layers import LayerInfo, trace_layers, with_values
 from .preprocess import Preprocess
 
 __all__ = ["ACTIVATIONS", "TASKS", "Model"]
@@ -50,6 +50,9 @@ class Model:
     inferer: WholeVolume | Windows = field(default_factory=WholeVolume)
     activation: str = "softmax"
     provenance: dict[str, Any] = field(default_factory=dict)
+    _traced: dict[Any, list[LayerInfo]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -122,13 +125,15 @@ class Model:
         Parameters
         ----------
         image : MetaTensor, optional
-            A scan; its preprocessed (window) shape is used.
+            A scan. The network is run on its middle window, so that layers that are dead or
+            constant on it are known.
         shape : (C, I, J, K), optional
             Shape of the network's input instead.
 
         Returns
         -------
         list of LayerInfo
+            Each with its name, kind, shape, true grid, and what speaks against its maps.
 
         Raises
         ------
@@ -141,14 +146,26 @@ class Model:
                 "This is a TorchScript network: its layers cannot be looked into. "
                 "Load the original network and its state dict for layer methods."
             )
-        if shape is None:
-            shape = self._input_shape(image)
-        return trace_layers(self.network, shape, self.device)
+        if shape is None and image is not None:
+            volume = self._middle_window(self.prepare(image))
+            return with_values(self.network, self._layers(tuple(volume.shape[1:])), volume)
+        return list(self._layers(self._input_shape() if shape is None else tuple(shape)))
 
-    def _input_shape(self, image: MetaTensor | None) -> tuple[int, ...]:
-        if image is not None:
-            prepared = self.prepare(image)
-            return (prepared.shape[0], *self.inferer.window_shape(tuple(prepared.shape[1:])))
+    def _layers(self, shape: tuple[int, ...]) -> list[LayerInfo]:
+        """Trace the network once a shape, as long as its modules stay the same."""
+        key = (shape, self.device, tuple(map(id, self.network.modules())))
+        if key not in self._traced:
+            self._traced[key] = trace_layers(self.network, shape, self.device)
+        return self._traced[key]
+
+    def _middle_window(self, prepared: MetaTensor) -> torch.Tensor:
+        """The network's input around the middle of a prepared image, (1, C, i, j, k)."""
+        plan = plan_windows(self.inferer, tuple(prepared.shape[1:]), self.device)
+        padded = plan.pad(prepared.as_tensor()[None].to(self.device))
+        window = plan.windows[len(plan.windows) // 2]
+        return padded[(slice(None), slice(None), *window)]
+
+    def _input_shape(self) -> tuple[int, ...]:
         if isinstance(self.inferer, Windows) and all(size > 0 for size in self.inferer.roi_size):
             return (max(1, len(self.channels)), *self.inferer.roi_size)
         raise ModelError(

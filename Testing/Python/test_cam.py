@@ -377,7 +377,7 @@ def test_an_unknown_layer_is_refused_with_the_nearest_names(strided, a_volume, n
 
 def test_a_layer_without_voxels_is_refused(a_volume):
     model = as_model(Classifier(), task="classification")
-    with pytest.raises(MethodError, match=r"'head' does not give features with voxels"):
+    with pytest.raises(MethodError, match=r"'head' does not run on this image, or does not"):
         explain(model, a_volume(1, 8, 8, 8), Target(output=1), "grad_cam", layer="head")
 
 
