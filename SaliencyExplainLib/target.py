@@ -25,18 +25,28 @@ import torch
 from monai.data import MetaTensor
 
 from .errors import ModelError, TargetError
-from .image import ras_to_ijk, resample_labels, to_ras, voxel_volume_ml
+from .image import voxel_volume_ml
+from .masks import activated, region_mask
 
 if TYPE_CHECKING:
     from .model import Model
 
 __all__ = ["REDUCTIONS", "REGIONS", "RUNNER_UP", "SCORES", "FrozenTarget", "Target"]
 
-REGIONS = ("prediction", "segment", "roi", "point", "everywhere")
+REGIONS = ("prediction", "instance", "segment", "roi", "point", "everywhere")
 SCORES = ("logit", "probability", "soft_volume", "value")
 REDUCTIONS = ("mean", "sum")
 #: As `contrast`: the class that comes second inside the region.
 RUNNER_UP = "runner_up"
+
+
+#: Field that says which place a region means.
+_FIELDS = {
+    "segment": "segment",
+    "roi": "roi_ras_mm",
+    "point": "point_ras_mm",
+    "instance": "instance",
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,10 @@ class Target:
     output : int, str or None
         Output channel, by index or by its label. None: the only foreground class of a segmentation,
         the predicted class of a classification, the only output of a regression.
-    region : {"prediction", "segment", "roi", "point", "everywhere"} or None
-        Where, for outputs with voxels. None: the segment, ROI or point where one is given, else
-        "prediction" for segmentation, "everywhere" for a dense regression.
+    region : {"prediction", "instance", "segment", "roi", "point", "everywhere"} or None
+        Where, for outputs with voxels. "instance": one connected part of the prediction (a lesion).
+        None: the segment, ROI, point or instance where one is given, else "prediction" for
+        segmentation, "everywhere" for a dense regression.
     score : {"logit", "probability", "soft_volume", "value"} or None
         "value" is a regression output as it is. None: "value" for regression, else "logit".
     reduce : {"mean", "sum"}
@@ -65,7 +76,11 @@ class Target:
     roi_ras_mm : ((r, a, s), (r, a, s)), optional
         Opposite corners of a box for region "roi", in RAS mm.
     point_ras_mm : (r, a, s), optional
-        Position for region "point", in RAS mm; the nearest voxel is taken.
+        Position for region "point", in RAS mm; the nearest voxel is taken. For region "instance":
+        a point in the part that is meant.
+    instance : int, optional
+        Number of the part for region "instance", 1 for the largest (26-connected); 1 when left out
+        and no point is given.
 
     Raises
     ------
@@ -82,20 +97,20 @@ class Target:
     segment: MetaTensor | None = field(default=None, repr=False, compare=False)
     roi_ras_mm: tuple[Sequence[float], Sequence[float]] | None = None
     point_ras_mm: Sequence[float] | None = None
+    instance: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("region", self.region, (None, *REGIONS))
         _one_of("score", self.score, (None, *SCORES))
         _one_of("reduce", self.reduce, REDUCTIONS)
-        needed = {"segment": self.segment, "roi": self.roi_ras_mm, "point": self.point_ras_mm}
-        names = {
+        needed = {
             "segment": "segment=<mask image>",
             "roi": "roi_ras_mm=(corner, corner)",
             "point": "point_ras_mm=(r, a, s)",
         }
-        if self.region in needed and needed[self.region] is None:
+        if self.region in needed and getattr(self, _FIELDS[self.region]) is None:
             raise TargetError(
-                f"The region {self.region!r} needs {names[self.region]}. Give it, or choose "
+                f"The region {self.region!r} needs {needed[self.region]}. Give it, or choose "
                 "another region."
             )
         if not 0 <= self.contrast_weight <= 10:
@@ -116,7 +131,9 @@ class Target:
             raise TargetError(
                 f"point_ras_mm is three RAS coordinates in mm; {self.point_ras_mm!r} was given."
             )
-        given = [name for name, value in needed.items() if value is not None]
+        if self.instance is not None:
+            _check_instance(self.instance)
+        given = [name for name in (*needed, "instance") if getattr(self, _FIELDS[name]) is not None]
         if self.region is None and given:
             if len(given) > 1:
                 raise TargetError(
@@ -175,7 +192,9 @@ class Target:
                     f"{region!r}. Leave the region out."
                 )
             region = "everywhere"
-        mask = self._mask(region, output, index, model, image) if spatial else None
+        mask, instance = None, None
+        if spatial:
+            mask, instance = region_mask(self, region, output, index, model, image)
         other = self._contrast(output, index, names, mask)
         frozen = FrozenTarget(
             output=index,
@@ -188,6 +207,7 @@ class Target:
             contrast_weight=self.contrast_weight,
             activation=model.activation,
             voxel_ml=voxel_volume_ml(image.affine),
+            instance=instance,
         )
         value = float(frozen.value(output))
         if not np.isfinite(value):
@@ -223,39 +243,6 @@ class Target:
             f"The model has {len(names)} outputs: {_listed(names)}. Name the one to explain "
             "(output=...)."
         )
-
-    def _mask(
-        self, region: str, output: torch.Tensor, index: int, model: Model, image: MetaTensor
-    ) -> torch.Tensor:
-        shape = tuple(output.shape[2:])
-        if region == "everywhere":
-            return torch.ones(shape, dtype=torch.bool, device=output.device)
-        if region == "prediction":
-            mask = _predicted(output, index, model)
-            if not mask.any():
-                name = model.output_names(output.shape[1])[index]
-                raise TargetError(
-                    f"The network predicts no voxel as {name!r} in this image, so there is no "
-                    "region to explain. "
-                    "Choose another output, or another region (segment, roi, point, everywhere)."
-                )
-            return mask
-        grid = torch.zeros(shape)
-        if region == "segment":
-            assert self.segment is not None  # noqa: S101 - checked in __post_init__, this is for the type checker
-            like = MetaTensor(grid[None], affine=image.affine)
-            found = resample_labels(self.segment, like).as_tensor()[0] > 0
-            problem = "The segment has no voxel inside the image as the network sees it."
-        elif region == "roi":
-            found = torch.from_numpy(_box(shape, image.affine, self.roi_ras_mm))
-            problem = "The ROI holds no voxel centre of the image as the network sees it."
-        else:
-            found = torch.from_numpy(_nearest(shape, image.affine, self.point_ras_mm))
-            point = self.point_ras_mm
-            problem = f"The point {point} (RAS, mm) lies outside the image as the network sees it."
-        if not found.any():
-            raise TargetError(f"{problem} Move it over the anatomy, or choose another region.")
-        return found.to(output.device)
 
     def _contrast(
         self, output: torch.Tensor, index: int, names: tuple[str, ...], mask: torch.Tensor | None
@@ -297,6 +284,7 @@ class FrozenTarget:
     contrast_weight: float
     activation: str
     voxel_ml: float
+    instance: dict[str, Any] | None = None
 
     @property
     def linear(self) -> bool:
@@ -305,7 +293,7 @@ class FrozenTarget:
 
     def value(self, output: torch.Tensor) -> torch.Tensor:
         """S of a fused output, shape (1, O, I, J, K) or (1, O); differentiable, 0-dimensional."""
-        field_ = output if self.linear else _activated(output, self.activation)
+        field_ = output if self.linear else activated(output, self.activation)
         chosen = field_[0, self.output]
         if self.contrast is not None:
             chosen = chosen - self.contrast_weight * field_[0, self.contrast]
@@ -325,7 +313,7 @@ class FrozenTarget:
 
     def probability(self, output: torch.Tensor) -> torch.Tensor:
         """Probability of the explained output in the region, shape (|M|,) or ()."""
-        chosen = _activated(output, self.activation)[0, self.output]
+        chosen = activated(output, self.activation)[0, self.output]
         return chosen if self.mask is None else chosen[self.mask]
 
     def weights(self) -> torch.Tensor | None:
@@ -366,6 +354,7 @@ class FrozenTarget:
             "contrast": self.contrast,
             "contrast_name": None if self.contrast is None else self.names[self.contrast],
             "contrast_weight": self.contrast_weight if self.contrast is not None else None,
+            "instance": self.instance,
         }
 
 
@@ -373,6 +362,14 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
         listed = ", ".join(repr(one) for one in allowed if one is not None)
         raise TargetError(f"The target's {name} must be one of {listed}; {value!r} was given.")
+
+
+def _check_instance(number: Any) -> None:
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not (whole and number >= 1):
+        raise TargetError(
+            f"instance is the number of a connected part, 1 for the largest; {number!r} was given."
+        )
 
 
 def _shape(values: Any) -> tuple[int, ...]:
@@ -401,34 +398,3 @@ def _channel(wanted: Any, names: tuple[str, ...], what: str) -> int:
     if whole and 0 <= wanted < len(names):
         return int(wanted)
     raise TargetError(f"The model has no {what} {wanted!r}. It has: {_listed(names)}.")
-
-
-def _activated(output: torch.Tensor, activation: str) -> torch.Tensor:
-    if activation == "softmax":
-        return output.softmax(1)
-    return output.sigmoid() if activation == "sigmoid" else output
-
-
-def _predicted(output: torch.Tensor, index: int, model: Model) -> torch.Tensor:
-    if model.task == "regression":
-        raise TargetError(
-            "A regression network predicts no region. Choose segment, roi, point or everywhere."
-        )
-    if model.activation == "softmax":
-        return output[0].argmax(0) == index
-    return _activated(output, model.activation)[0, index] > 0.5
-
-
-def _box(shape: tuple[int, ...], affine: Any, corners: Any) -> np.ndarray:
-    """Voxels whose centre lies in an axis-aligned RAS box."""
-    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
-    centres = to_ras(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1))
-    return np.asarray(((centres >= low) & (centres <= high)).all(-1))
-
-
-def _nearest(shape: tuple[int, ...], affine: Any, point: Any) -> np.ndarray:
-    index = np.rint(ras_to_ijk(affine, point)).astype(int)
-    found = np.zeros(shape, dtype=bool)
-    if (index >= 0).all() and (index < shape).all():
-        found[tuple(index)] = True
-    return found

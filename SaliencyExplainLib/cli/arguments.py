@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 __all__ = ["REDUCTIONS", "REGIONS", "SCORES", "TASKS", "make_parser"]
 
 # The same as in target.py and model.py, which need torch; a test compares them.
-REGIONS = ("prediction", "segment", "roi", "point", "everywhere")
+REGIONS = ("prediction", "instance", "segment", "roi", "point", "everywhere")
 SCORES = ("logit", "probability", "soft_volume", "value")
 REDUCTIONS = ("mean", "sum")
 TASKS = ("segmentation", "classification", "regression")
@@ -121,12 +121,16 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     add("--resample", action="store_true", help="interpolate volumes onto the first one's grid")
     add("--method", required=True, metavar="NAME", help="see: methods")
     add("--param", action="append", default=[], metavar="KEY=VALUE", help="parameter of the method")
+    add("--fast", action="store_true", help="bfloat16 where a check finds it faster and alike")
+    add("--batch", type=int, metavar="N", help="images or windows at a time; left out: what fits")
     target = parser.add_argument_group("target: what is explained")
     add = target.add_argument
     add("--target", metavar="OUTPUT", help="output by name or number; left out where there is one")
     add("--region", choices=REGIONS, help="where; left out: prediction, or what was given below")
     add("--segment", metavar="N", help="region: label (or name) in --segments")
     add("--point", nargs=3, type=float, metavar=("R", "A", "S"), help="region: position, RAS mm")
+    instance = "region: connected part of the prediction, 1 is the largest"
+    add("--instance", type=int, metavar="N", help=instance)
     corners = ("RMIN", "AMIN", "SMIN", "RMAX", "AMAX", "SMAX")
     add("--roi", nargs=6, type=float, metavar=corners, help="region: box, RAS mm")
     add("--score", choices=SCORES, help="left out: logit, for regression value")
@@ -150,7 +154,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     add("--channels", type=_listed, metavar="A,B,...", help="names of the input channels")
     add("--network", metavar="PKG.MOD:FACTORY", help="network of a state dict")
     add("--network-arguments", type=_object, metavar="JSON", help='for example {"in_channels": 1}')
-    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; left out: cpu")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; left out: the GPU there is")
 
 
 def _segments(parser: argparse.ArgumentParser, *, required: bool) -> None:

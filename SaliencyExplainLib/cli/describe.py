@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from ..methods.layer import default_layers
 from .output import print_json, say
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def run_model(options: Any) -> None:
         shape = " x ".join(str(size) for size in one["shape"])
         step = " x ".join(f"{size:g}" for size in one["spacing_voxels"])
         notes = ["feeds an instance norm"] * one["feeds_instance_norm"]
+        if one["default_of"]:
+            notes.append(f"default of {', '.join(one['default_of'])}")
         notes += ["place not followed"] * (not one["place_followed"])
         line = f"  {one['name']:<{width}}  {one['kind']:<18} {shape:<22} every {step} voxels"
         say(line + (f"  ({', '.join(notes)})" if notes else ""))
@@ -91,6 +94,7 @@ def _layers(model: Model, shape: list[int] | None) -> list[dict[str, Any]]:
     if shape is not None and min(shape) < 1:
         raise ModelError(f"--shape needs four sizes of 1 or more (C I J K); {shape} was given.")
     found = model.layers(shape=None if shape is None else tuple(shape))
+    chosen = default_layers(found, model.task)
     return [
         {
             "name": one.name,
@@ -100,6 +104,8 @@ def _layers(model: Model, shape: list[int] | None) -> list[dict[str, Any]]:
             "spacing_voxels": list(one.grid.spacing),
             "place_followed": one.grid.exact,
             "feeds_instance_norm": one.feeds_instance_norm,
+            "problem": one.problem,
+            "default_of": [name for name, layer in chosen.items() if layer == one.name],
         }
         for one in found
     ]

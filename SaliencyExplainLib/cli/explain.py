@@ -24,6 +24,8 @@ __all__ = ["load_options", "outcome", "run_explain"]
 
 #: As --segments: the regions that the model predicts.
 PREDICTION = "prediction"
+#: Options that say where.
+_PLACES = ("segment", "point", "roi", "instance")
 #: Names of this command's results; those of an earlier run are replaced.
 _RESULTS = r"map(_\d+|_layer_grid)?\.nrrd|regions\.csv|overlay\.png|explanation\.json|scene\.mrb"
 
@@ -43,7 +45,15 @@ def run_explain(options: Any) -> None:
             labelmap, names = _segments(options, model, image)
             mask = _mask(options.segment, labelmap, names)
             target = _target(options, region, mask)
-            found = explain(model, image, target, method, progress=progress)
+            found = explain(
+                model,
+                image,
+                target,
+                method,
+                progress=progress,
+                fast=options.fast,
+                batch_size=options.batch,
+            )
             table = None if labelmap is None else region_table(found, labelmap, names)
             _write(folder, options, image, found, table, labelmap, mask)
         files = sorted(path.name for path in folder.iterdir())
@@ -74,7 +84,10 @@ def outcome(explanation: Explanation) -> str:
         f"  explained value     {explanation.value:.6g} ({kind})",
     ]
     if target.get("region"):
-        lines.append(f"  region              {target['region']}, {target['region_voxels']} voxels")
+        which = target.get("instance")
+        number = f" {which['number']} of {which['of']}" if which else ""
+        size = f"{target['region_voxels']} voxels"
+        lines.append(f"  region              {target['region']}{number}, {size}")
     if explanation.completeness_error is not None:
         lines.append(f"  completeness error  {explanation.completeness_error:.2%}")
     memory = explanation.peak_memory_mb
@@ -96,8 +109,10 @@ def _parameters(texts: list[str]) -> dict[str, str]:
 
 
 def _region(options: Any) -> str | None:
-    """Region that was named, or that follows from --segment, --point or --roi."""
-    given = [name for name in ("segment", "point", "roi") if getattr(options, name) is not None]
+    """Region that was named, or that follows from --segment, --point, --roi or --instance."""
+    given = [name for name in _PLACES if getattr(options, name) is not None]
+    if options.region == "instance" and given == ["point"]:
+        return "instance"
     if len(given) > 1:
         raise TargetError(f"--{given[0]} and --{given[1]} name two regions. Leave one out.")
     if given and options.region not in (None, given[0]):
@@ -124,6 +139,7 @@ def _target(options: Any, region: str | None, mask: MetaTensor | None) -> Target
         segment=mask,
         roi_ras_mm=None if corners is None else (tuple(corners[:3]), tuple(corners[3:])),
         point_ras_mm=None if options.point is None else tuple(options.point),
+        instance=options.instance,
     )
 
 

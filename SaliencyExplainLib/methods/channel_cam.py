@@ -148,20 +148,21 @@ class EigenCAM(LayerMethod):
         info, warnings = self.find(engine)
         parts = self.parts(engine, info)
         count = sum(float(part.sum()) for part in parts.values())
-        mean = torch.zeros(info.shape[0], dtype=torch.float64, device=engine.x.device)
+        # In double precision on the CPU: not every GPU has it.
+        mean = torch.zeros(info.shape[0], dtype=torch.float64)
         second = mean[:, None] * mean[None]
         stop = info.calls == 1
         for window, features in engine.layer_features(info.name, stop=stop):
-            flat = features.flatten(1).double()
-            part = parts[window_start(window)].flatten().double()
+            flat = features.flatten(1).cpu().double()
+            part = parts[window_start(window)].flatten().cpu().double()
             mean += flat @ part / count
             second += (flat * part) @ flat.T / count
         axis = torch.linalg.eigh(second - mean[:, None] * mean[None])[1][:, -1]
         projected = [
             (
                 window,
-                ((features.double() - mean[:, None, None, None]) * axis[:, None, None, None]).sum(
-                    0, keepdim=True
+                torch.tensordot(
+                    axis[None], features.cpu().double() - mean[:, None, None, None], dims=1
                 ),
             )
             for window, features in engine.layer_features(info.name, stop=stop)
@@ -169,7 +170,10 @@ class EigenCAM(LayerMethod):
         lowest = min(float(one.min()) for _, one in projected)
         highest = max(float(one.max()) for _, one in projected)
         sign = -1.0 if -lowest > highest else 1.0
-        clipped = [(window, (sign * one).clamp(min=0).float()) for window, one in projected]
+        clipped = [
+            (window, (sign * one).clamp(min=0).float().to(engine.x.device))
+            for window, one in projected
+        ]
         return self.finished(engine, info, clipped, warnings)
 
 

@@ -76,7 +76,7 @@ class GradientSHAP(Method):
         maps = total / self.samples
         mean = sum(values[index % len(values)] for index in range(self.samples)) / self.samples
         change = start - mean
-        summed = float(maps.double().sum())
+        summed = float(maps.cpu().double().sum())
         error = (
             abs(summed - change) / abs(change) if change else (0.0 if summed == 0 else float("inf"))
         )

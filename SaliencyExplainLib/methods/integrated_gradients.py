@@ -78,7 +78,7 @@ class IntegratedGradients(Method):
         for weight, gradient in zip(weights, engine.gradients(points), strict=True):
             total += float(weight) * gradient
         maps = total * difference[0]
-        summed = float(maps.double().sum())
+        summed = float(maps.cpu().double().sum())
         error = (
             abs(summed - change) / abs(change) if change else (0.0 if summed == 0 else float("inf"))
         )

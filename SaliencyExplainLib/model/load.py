@@ -21,6 +21,7 @@ import torch
 
 from ..errors import ModelError, UntrustedModelError
 from .bundle import find_bundle, read_bundle
+from .device import AUTOMATIC, choose_device
 from .inferer import read_inferer
 from .model import Model
 from .preprocess import Preprocess
@@ -81,7 +82,8 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
     network_arguments : mapping
         Keyword arguments of the factory.
     device : str or torch.device
-        Where the network runs; the CPU when left out.
+        Where the network runs: "cpu", "cuda", "cuda:1", "mps", or "auto" for the GPU there is.
+        Left out: "auto" for a file, while a network that was given stays where it is.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
         return source
     if isinstance(source, torch.nn.Module):
         facts: dict[str, Any] = {"network": source, "provenance": {"format": "network in memory"}}
-        return _finished(facts, options)
+        return _finished(facts, options, device=None)
     if not isinstance(source, str | PathLike):
         raise ModelError(
             f"A model is a network or the path of a file; {type(source).__name__} was given."
@@ -175,7 +177,10 @@ def _scripted(path: Path) -> torch.nn.Module:
     return network
 
 
-def _finished(facts: dict[str, Any], options: Mapping[str, Any]) -> Model:
+def _finished(
+    facts: dict[str, Any], options: Mapping[str, Any], device: str | None = AUTOMATIC
+) -> Model:
+    """Put a network and its facts together; `device` is where it goes unless an option says."""
     task = options.get("task") or facts.get("task")
     if task is None:
         raise ModelError(
@@ -185,8 +190,9 @@ def _finished(facts: dict[str, Any], options: Mapping[str, Any]) -> Model:
     labels = _names("labels", options, facts)
     network = facts["network"]
     network.eval()
-    if options.get("device") is not None:
-        network.to(options["device"])
+    device = options.get("device", device)
+    if device is not None:
+        network.to(choose_device(device))
     activation = options.get("activation") or facts.get("activation")
     if activation is None:
         activation = (

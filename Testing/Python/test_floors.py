@@ -14,7 +14,7 @@ PACKAGE = "SaliencyExplainLib"
 FLOORS = [
     ("errors",),
     ("image", "explanation"),
-    ("model", "target"),
+    ("model", "target", "masks"),
     ("engine",),
     ("methods",),
     ("run",),

@@ -503,7 +503,8 @@ def test_windows_cannot_fuse_one_number_a_volume():
 def test_every_region_score_and_reduction_is_tested(mask):
     from SaliencyExplainLib import target
 
-    assert tuple(regions(mask)) == target.REGIONS
+    # Instances need parts to choose from: they have tests of their own.
+    assert {*regions(mask), "instance"} == set(target.REGIONS)
     assert set(product(target.SCORES, target.REDUCTIONS)) == set(
         product(("logit", "probability", "soft_volume", "value"), ("mean", "sum"))
     )
@@ -517,3 +518,76 @@ def test_a_method_instance_explains_like_its_name():
     assert torch.equal(one.maps.as_tensor(), other.maps.as_tensor())
     with pytest.raises(MethodError, match="SmoothGrad was made already"):
         sx.explain(model, image, sx.Target(0), sx.make_method("smooth_grad"), samples=2)
+
+
+# ------------------------------------------------------------------------------------------------
+# Instances: one connected part of the prediction
+
+
+@pytest.fixture
+def three_lesions() -> tuple[sx.Model, MetaTensor]:
+    """A network that predicts where the image is bright, and parts of 8, 27 and 1 voxels."""
+    voxels = torch.full((1, 12, 12, 12), -1.0)
+    voxels[0, 1:3, 1:3, 1:3] = 1
+    voxels[0, 6:9, 6:9, 6:9] = 1
+    voxels[0, 11, 0, 0] = 1
+    network = torch.nn.Conv3d(1, 2, 1, bias=False)
+    network.weight.data = torch.tensor([[0.0], [1.0]]).reshape(2, 1, 1, 1, 1)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (10, 20, 30)
+    return sx.Model(network, "segmentation", labels=("rest", "lesion")), make_image(voxels, affine)
+
+
+@pytest.mark.parametrize(
+    ("asked", "voxels", "number", "centre"),
+    [
+        ({"instance": 1}, 27, 1, [24, 34, 44]),
+        ({"region": "instance"}, 27, 1, [24, 34, 44]),
+        ({"instance": 2}, 8, 2, [13, 23, 33]),
+        ({"instance": 3}, 1, 3, [32, 20, 30]),
+        ({"region": "instance", "point_ras_mm": (12.4, 22, 32)}, 8, 2, [13, 23, 33]),
+    ],
+)
+def test_an_instance_is_one_connected_part_by_size_or_by_point(
+    three_lesions, asked, voxels, number, centre
+):
+    model, image = three_lesions
+    made = sx.explain(model, image, sx.Target(output="lesion", reduce="sum", **asked), "gradient")
+    assert made.target["region"] == "instance"
+    assert made.target["region_voxels"] == voxels
+    assert made.target["instance"] == {"number": number, "of": 3, "centre_ras_mm": centre}
+    assert float(made.maps.sum()) == voxels
+    assert made.value == voxels
+
+
+def test_parts_that_touch_at_a_corner_are_one(three_lesions):
+    model, image = three_lesions
+    image[0, 3, 3, 3] = 1
+    made = sx.explain(model, image, sx.Target(output="lesion", instance=2), "gradient")
+    assert made.target["region_voxels"] == 9
+
+
+def test_an_instance_that_is_not_there_is_counted_out(three_lesions):
+    model, image = three_lesions
+    with pytest.raises(TargetError, match=r"'lesion' has 3 connected parts; number 4 was asked"):
+        sx.explain(model, image, sx.Target(output="lesion", instance=4), "gradient")
+
+
+def test_a_point_beside_every_part_is_told_where_the_nearest_lies(three_lesions):
+    model, image = three_lesions
+    target = sx.Target(output="lesion", region="instance", point_ras_mm=(22, 32, 38))
+    with pytest.raises(
+        TargetError, match=r"in no part .* 4\.0 mm away, at \(22\.0, 32\.0, 42\.0\)"
+    ):
+        sx.explain(model, image, target, "gradient")
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.0, True, "1"])
+def test_a_number_of_an_instance_that_is_none_is_refused(number):
+    with pytest.raises(TargetError, match="instance is the number of a connected part"):
+        sx.Target(output=1, instance=number)
+
+
+def test_an_instance_and_a_point_without_a_region_are_two_questions():
+    with pytest.raises(TargetError, match="Say which one is meant"):
+        sx.Target(output=1, instance=1, point_ras_mm=(0, 0, 0))
