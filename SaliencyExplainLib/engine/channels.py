@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .engine import Engine, main_output
-from .region import RegionOutput
+from .region import Box, RegionOutput
 from .replay import Replay
 
 __all__ = ["LayerChanges"]
+
+#: Memory for one more change in a batch: features of the layers behind it, generously.
+_BYTES_A_FEATURE = 4 * 16
 
 #: Records of so many windows are kept; of more, each is made again for every group of changes.
 _KEPT_WINDOWS = 8
@@ -61,16 +64,41 @@ class LayerChanges:
             totals: list[torch.Tensor | None] = [None] * len(numbers)
             for index, window in enumerate(self.region.windows):
                 record = self.record(index)
-                for slot, number in enumerate(numbers):
-                    self.engine.progress.check()
-                    with torch.no_grad(), self.engine.calling(record.features):
-                        output = record.run(change(record.features, number))
-                    part = self.region.cut(window, output.float())
-                    totals[slot] = self.region.add(totals[slot], window, part)
-                    self.engine.progress.step(f"change {number + 1} of {count}")
+
+                def work(
+                    group: list[int],
+                    record: Replay = record,
+                    window: Box = window,
+                    totals: list[torch.Tensor | None] = totals,
+                    start: int = start,
+                ) -> None:
+                    outputs = self._outputs(record, change, group)
+                    for number, output in zip(group, outputs.split(1), strict=True):
+                        part = self.region.cut(window, output)
+                        slot = number - start
+                        totals[slot] = self.region.add(totals[slot], window, part)
+                        self.engine.progress.step(f"change {number + 1} of {count}")
+
+                for group in self.engine.batch.groups(numbers):
+                    self.engine.batch.run(group, work)
             for total in totals:
                 assert total is not None  # noqa: S101 - a region is reached by a window
                 yield self.region.normalised(total)
+
+    def _outputs(
+        self,
+        record: Replay,
+        change: Callable[[torch.Tensor, int], torch.Tensor],
+        group: list[int],
+    ) -> torch.Tensor:
+        """Output of a window for a group of changes, shape (B, O, i, j, k) or (B, O)."""
+        self.engine.progress.check()
+        if len(group) > 1 and not self.engine.separate(self._padded):
+            self.engine.batch.limit(1, full=False)
+            return torch.cat([self._outputs(record, change, [number]) for number in group])
+        features = torch.cat([change(record.features, number) for number in group])
+        with torch.no_grad(), self.engine.calling(record.features):
+            return record.run(features).float()
 
     def values(
         self, change: Callable[[torch.Tensor, int], torch.Tensor], count: int
@@ -86,6 +114,9 @@ class LayerChanges:
         part = self._padded[(slice(None), slice(None), *window)]
         with self.engine.calling(part):
             record = Replay(self.engine.model.network, part, self.layer, main_output)
+        if self.engine.x.device.type != "cpu":
+            # On a CPU batches of what follows a layer were slower than one by one.
+            self.engine.batch.learn(_BYTES_A_FEATURE * record.features.numel())
         self.exact = record.exact if self.exact is None else (self.exact and record.exact)
         if len(self.region.windows) <= _KEPT_WINDOWS:
             self._records[index] = record
@@ -94,7 +125,7 @@ class LayerChanges:
     def _group_size(self) -> int:
         """Changes whose fused outputs fit into the memory set aside for them."""
         if len(self.region.windows) == 1 or self.region.shape is None:
-            return 1
+            return self.engine.batch.size
         voxels = 1
         for side in self.region.shape:
             voxels *= side

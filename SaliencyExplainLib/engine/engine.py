@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from ..errors import ModelError, SaliencyExplainError
+from ..errors import ModelError
 from ..model import Model, WindowPlan, plan_windows
 from ..model.layers import evaluating
 from ..target import FrozenTarget, Target
 from .batch import Batch, graph_bytes, out_of_memory
+from .calls import main_output, network_errors, sizes
 from .layer_sweep import LayerPass, layer_features, layer_passes
 from .progress import Progress
 from .scoring import Scoring
@@ -305,9 +306,7 @@ class Engine:
     ) -> torch.Tensor:
         """Pull cotangents back through windows, (B, C, i, j, k); the graph ends here."""
         leaf = torch.cat(parts).detach().clone().requires_grad_()
-        if len(parts) > 1 and not self.batch.separate(
-            self.model.network, lambda: self._answers_separately(leaf.detach())
-        ):
+        if len(parts) > 1 and not self.separate(leaf.detach()):
             self.batch.limit(1, full=False)
             alone = [
                 self._pull_windows([part], cotangents[index : index + 1])
@@ -322,8 +321,17 @@ class Engine:
             )
             return self.pull(output, [leaf], cotangent)[0]
 
-    def _answers_separately(self, parts: torch.Tensor) -> bool:
-        """Whether the network gives for the first image of a batch what it gives for it alone."""
+    def separate(self, volume: torch.Tensor) -> bool:
+        """Whether the network answers for each image of a batch as for the image alone.
+
+        Found out once a network, on the first window of a volume (B, C, I, J, K) and a changed one.
+        """
+        return self.batch.separate(self.model.network, lambda: self._answers_separately(volume))
+
+    def _answers_separately(self, volume: torch.Tensor) -> bool:
+        shape = tuple(side.stop - side.start for side in self.plan.windows[0])
+        part = volume[:1, :, : shape[0], : shape[1], : shape[2]]
+        parts = torch.cat([part, 0.5 * part.flip(2) + 1])
         try:
             with torch.no_grad():
                 alone = main_output(self.model.network(parts[:1].clone()))
@@ -338,7 +346,7 @@ class Engine:
     def _check_output(self, result: torch.Tensor, part: torch.Tensor) -> None:
         if result.ndim == 5 and result.shape[2:] != part.shape[2:]:
             raise ModelError(
-                f"The network gives {_size(result)} voxels for an input of {_size(part)}. "
+                f"The network gives {sizes(result)} voxels for an input of {sizes(part)}. "
                 "Only outputs on the input's grid can be explained: wrap the network so that it "
                 "resizes its output."
             )
@@ -358,54 +366,6 @@ class Engine:
         return torch.autograd.grad(padded, leaf, gradient)[0][0]
 
 
-_TOO_BIG = "The memory is not enough for a window of {} voxels. Use a smaller window, or the CPU."
-
-
 def _plain(_window: tuple[slice, ...]) -> AbstractContextManager[Any]:
     """No other rule than the derivative."""
     return nullcontext()
-
-
-@contextmanager
-def network_errors(part: torch.Tensor) -> Iterator[None]:
-    """Turn what a network raises on an input into one sentence."""
-    try:
-        yield
-    except SaliencyExplainError:
-        raise
-    except MemoryError as error:
-        raise ModelError(_TOO_BIG.format(_size(part))) from error
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        if out_of_memory(error):
-            raise ModelError(_TOO_BIG.format(_size(part))) from error
-        raise ModelError(
-            f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
-            f"{_reason(error)}. Check the number of channels and the window size that it was "
-            "trained with."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The line that says what went wrong; TorchScript puts it last, behind its program."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1 if "TorchScript" in lines[0] else 0].rstrip(".")
-
-
-def main_output(result: Any) -> torch.Tensor:
-    """The main output: deep supervision and dictionaries put it first."""
-    while not isinstance(result, torch.Tensor):
-        if isinstance(result, dict) and result:
-            result = next(iter(result.values()))
-        elif isinstance(result, list | tuple) and result:
-            result = result[0]
-        else:
-            raise ModelError(
-                f"The network returns {type(result).__name__}; a tensor (B, O, ...) was expected."
-            )
-    return result.as_subclass(torch.Tensor) if type(result) is not torch.Tensor else result
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return " x ".join(str(size) for size in tensor.shape[2:])

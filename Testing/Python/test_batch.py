@@ -197,3 +197,19 @@ def test_a_unet_in_batches_keeps_its_graph_small(a_volume):
     with engine.running():
         list(engine.gradients([engine.x] * 3))
     assert engine.batch.size == 2
+
+
+@pytest.mark.parametrize(
+    "inferer", [None, Windows((8, 8, 8), (0.5,) * 3)], ids=["whole", "windows"]
+)
+@pytest.mark.parametrize("name", ["ablation_cam", "kernel_weighted_contribution"])
+def test_changes_of_a_layer_in_batches_give_the_same_map(a_volume, name, inferer):
+    network = Refusing(full_cpu(), room=3)
+    model = as_model(network) if inferer is None else as_model(network, inferer=inferer)
+    image, target = a_volume(1, 12, 8, 8), Target(output=1, region="everywhere")
+    maps = [
+        explain(model, image, target, name, layer="inner.1", batch_size=size).maps.as_tensor()
+        for size in (1, 3)
+    ]
+    torch.testing.assert_close(maps[0], maps[1])
+    assert max(network.batches) == 3

@@ -423,6 +423,7 @@ def test_the_target_says_what_it_explains(output):
         "contrast": 0,
         "contrast_name": "background",
         "contrast_weight": 1.0,
+        "instance": None,
     }
 
 
