@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Follower", "Grid", "Place", "spread_evenly", "tensors_in"]
+__all__ = ["Follower", "Grid", "Place", "moved", "spread_evenly", "tensors_in"]
 
 _aten = torch.ops.aten
 _POOLS = (_aten.max_pool3d_with_indices, _aten.avg_pool3d, _aten.max_pool3d)
@@ -119,9 +119,9 @@ class Follower(TorchDispatchMode):
         if output.ndim != 5 or packet in _REORDERED:
             return None
         known = self.places.get(id(first))
-        moved = None if known is None else _moved(packet, args, known, first, output)
-        if moved is not None:
-            return moved
+        found = None if known is None else moved(packet, args, known, first, output)
+        if found is not None:
+            return found
         met = [
             self.places[id(tensor)]
             for tensor in tensors_in(args)
@@ -141,7 +141,7 @@ def _normalises_instances(packet: Any, args: Any) -> bool:
     )
 
 
-def _moved(
+def moved(
     packet: Any, args: Any, place: Place, first: torch.Tensor, output: torch.Tensor
 ) -> Place | None:
     """Place behind an operation that moves voxels; None for one that leaves them where they are."""
@@ -184,11 +184,11 @@ def _convolved(
     if transposed:
         back = [-r / t for r, t in zip(reach, stride, strict=True)]
         spacing = [s / t for s, t in zip(grid.spacing, stride, strict=True)]
-        moved = _shifted(grid, back)
+        placed = _shifted(grid, back)
     else:
         spacing = [s * t for s, t in zip(grid.spacing, stride, strict=True)]
-        moved = _shifted(grid, reach)
-    return Place(Grid(moved.origin, _triple(spacing), grid.exact), place.field + wider)
+        placed = _shifted(grid, reach)
+    return Place(Grid(placed.origin, _triple(spacing), grid.exact), place.field + wider)
 
 
 def _scales(packet: Any, args: Any) -> tuple[float | None, ...]:

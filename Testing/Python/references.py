@@ -21,7 +21,7 @@ from scipy.ndimage import map_coordinates
 from torch import nn
 
 from SaliencyExplainLib.engine import Engine
-from SaliencyExplainLib.methods import Method
+from SaliencyExplainLib.methods import Method, methods
 from SaliencyExplainLib.model import Model, WholeVolume, Windows
 from SaliencyExplainLib.target import Target
 
@@ -102,6 +102,27 @@ class LinearNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
+
+
+class WithAttention(nn.Module):
+    """A network beside an attention over its input's patches that adds nothing to the output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.embed = nn.Conv3d(1, 4, 2, stride=2)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = 9 * self.embed(x).flatten(2).mT
+        return self.network(x) + 0 * self.attention(tokens, tokens, tokens)[0].mean()
+
+
+def for_method(name: str, network: nn.Module) -> nn.Module:
+    """The network, with an attention beside it where the method looks at attention."""
+    return WithAttention(network) if methods()[name].family == "attention" else network
 
 
 class Raising(nn.Module):

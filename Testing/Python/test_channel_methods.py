@@ -265,7 +265,7 @@ def test_the_largest_magnitude_of_eigen_cam_is_shown_whatever_its_sign(sign: flo
     sorted(
         name
         for name, one in sx.methods().items()
-        if one.needs_layer and name not in ("grad_cam_plus_plus", "seg_xres_cam")
+        if one.family == "layer" and name not in ("grad_cam_plus_plus", "seg_xres_cam")
     ),
 )
 def test_windows_change_nothing_for_a_network_that_looks_at_single_voxels(

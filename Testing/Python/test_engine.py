@@ -16,6 +16,7 @@ from references import (
     StridedNet,
     as_model,
     counted_runs,
+    for_method,
     fused,
     fused_gradient,
     is_fake,
@@ -371,7 +372,7 @@ def test_windows_cost_no_pass_more_than_their_floor(name, kind, a_volume):
 def test_the_progress_of_every_method_ends_at_one_and_not_before(name, a_volume):
     told: list[float] = []
     explain(
-        as_model(StridedNet()),
+        as_model(for_method(name, StridedNet())),
         a_volume(1, 8, 8, 8),
         Target(output=1),
         name,
@@ -480,7 +481,7 @@ def explain_mixed(network, image, name, target=None, inferer=None, **callbacks):
     # Not `as_model`: that would put the network in eval mode.
     from SaliencyExplainLib.model import Model
 
-    model = Model(network, "segmentation", inferer=inferer or WholeVolume())
+    model = Model(for_method(name, network), "segmentation", inferer=inferer or WholeVolume())
     parameters = quick_parameters(methods()[name])
     return explain(model, image, target or Target(output=1), name, **callbacks, **parameters)
 

@@ -7,7 +7,7 @@ from dataclasses import MISSING, FrozenInstanceError, dataclass, fields, replace
 
 import pytest
 import torch
-from references import StridedNet, as_model, quick_parameters
+from references import StridedNet, as_model, for_method, quick_parameters
 
 from SaliencyExplainLib.errors import MethodError
 from SaliencyExplainLib.methods import base, describe_method, make_method, method, methods, param
@@ -258,7 +258,7 @@ def test_a_changed_copy_is_checked_as_well(declare):
 @EVERY_METHOD
 def test_the_same_parameters_give_the_same_map(name, a_volume):
     image, parameters = a_volume(1, 8, 8, 8), quick_parameters(methods()[name])
-    network = StridedNet()
+    network = for_method(name, StridedNet())
     maps = []
     for _ in range(2):
         torch.manual_seed(len(maps))
@@ -270,7 +270,7 @@ def test_the_same_parameters_give_the_same_map(name, a_volume):
 @EVERY_METHOD
 def test_the_recorded_parameters_give_the_same_map_again(name, a_volume):
     # What was chosen by itself stands in the record, and does the same when it is asked for.
-    image, model = a_volume(1, 8, 8, 8), as_model(StridedNet())
+    image, model = a_volume(1, 8, 8, 8), as_model(for_method(name, StridedNet()))
     parameters = quick_parameters(methods()[name])
     first = explain(model, image, Target(output=1), name, **parameters)
     declared = {one.name for one in fields(methods()[name])}

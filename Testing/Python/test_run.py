@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import Orientation
+from references import for_method
 
 import SaliencyExplainLib as sx
 from SaliencyExplainLib.engine import Engine
@@ -54,10 +55,13 @@ def cheap(name: str) -> dict[str, Any]:
     return {key: max(2, known[key].metadata["low"]) for key in _COUNTS if key in known}
 
 
-def a_model(inferer: Any = None, network: torch.nn.Module | None = None) -> sx.Model:
+def a_model(
+    inferer: Any = None, network: torch.nn.Module | None = None, method: str = "gradient"
+) -> sx.Model:
     """A small U-Net with batch norm (whose statistics would tell of a training mode)."""
     torch.manual_seed(0)
     network = network or UNet(3, 1, 3, (4, 8, 16), (2, 2), norm="batch")
+    network = for_method(method, network)
     return sx.load_model(network, task="segmentation", inferer=inferer)
 
 
@@ -129,7 +133,7 @@ def all_hook_counts_zero(model: sx.Model) -> bool:
 @pytest.mark.parametrize("inferer", INFERERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_no_trace(method, inferer, scan):
-    model = a_model(INFERERS[inferer])
+    model = a_model(INFERERS[inferer], method=method)
     state = State(model, scan)
     sx.explain(model, scan, TARGET, method, **cheap(method))
     state.check()
@@ -179,7 +183,7 @@ def test_a_layer_that_raises_leaves_no_trace(method, after, scan, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_cancelling_at_any_moment_leaves_no_trace(method, scan):
-    model = a_model(WINDOWS)
+    model = a_model(WINDOWS, method=method)
     state = State(model, scan)
     asked = 0
 
@@ -253,7 +257,7 @@ def test_random_numbers_of_the_caller_are_not_used_up(scan):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_parameters_give_the_same_map(method, scan):
-    model = a_model(WINDOWS)
+    model = a_model(WINDOWS, method=method)
     first = sx.explain(model, scan, TARGET, method, **cheap(method))
     again = sx.explain(model, scan, TARGET, method, **first.parameters)
     assert torch.equal(first.maps.as_tensor(), again.maps.as_tensor())
@@ -274,7 +278,7 @@ def test_progress_never_goes_back_and_ends_at_one(method, inferer, score, scan):
         fractions.append(fraction)
 
     target = sx.Target(1, "everywhere", score)
-    model = a_model(INFERERS[inferer])
+    model = a_model(INFERERS[inferer], method=method)
     sx.explain(model, scan, target, method, progress=note, **cheap(method))
     assert fractions == sorted(fractions)
     assert fractions[0] > 0
@@ -427,7 +431,7 @@ def test_the_facts_of_a_run_are_json_and_can_repeat_it(scan):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_facts_that_are_json(method, scan):
-    made = sx.explain(a_model(), scan, TARGET, method, **cheap(method))
+    made = sx.explain(a_model(method=method), scan, TARGET, method, **cheap(method))
     assert json.loads(json.dumps(made.to_dict(), allow_nan=False))["method"] == method
     assert made.maps.shape[1:] == scan.shape[1:]
     np.testing.assert_array_equal(made.maps.affine, scan.affine)
