@@ -43,11 +43,12 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
 
-__all__ = ["draw", "overlay", "require_matplotlib"]
+__all__ = ["draw", "overlay", "require_matplotlib", "save_figure"]
 
 _INK, _FAINT, _ALERT = "#1a1a1a", "#5c5c5c", "#9a4a00"
 _WHERE = {
     "prediction": "where it is predicted",
+    "instance": "in one part of the prediction",
     "segment": "in the segment",
     "roi": "in the ROI",
     "point": "at one voxel",
@@ -155,7 +156,17 @@ def overlay(
     ImageError
         If the file cannot be written, or an option does not fit.
     """
-    figure = draw(image, explanations, **options)
+    return save_figure(draw(image, explanations, **options), path, dpi=dpi)
+
+
+def save_figure(figure: Figure, path: str | Path, *, dpi: int = 200) -> Path:
+    """Write a figure whole or not at all; the format follows the name (.png, .pdf, .svg).
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be written.
+    """
     import matplotlib as mpl
 
     path = Path(path)

@@ -27,6 +27,11 @@ _EPILOGS = {
 In --output it writes map.nrrd (map_0.nrrd, ... for several channels), overlay.png,
 explanation.json, regions.csv with --segments, and scene.mrb with --scene. They appear together,
 when all is done; those of an earlier run are replaced, other files stay.""",
+    "layers": f"""example:
+  {_PROGRAM} layers --model BrainTissue --image t1.nii.gz --target "white matter" --output layers
+
+In --output it writes layers.png (a small picture a layer), layers.json (what each layer is, and
+what speaks against its map) and layer_maps/ (each map on the layer's own grid).""",
     "methods": f"""examples:
   {_PROGRAM} methods
   {_PROGRAM} methods integrated_gradients""",
@@ -73,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         return made
 
     _explain(command("explain", "explain", "explain one output of a network for an image"))
+    _layers(command("layers", "layers", "show the maps of all layers, from one pass"))
     methods = command("methods", "describe", "list the attribution methods, or describe one")
     methods.add_argument("name", nargs="?", metavar="NAME", help="method to describe")
     model = command("model", "describe", "describe a model file")
@@ -107,6 +113,33 @@ def _later(home: str, name: str) -> Callable[[Any], None]:
 
 
 def _explain(parser: argparse.ArgumentParser) -> None:
+    _model_and_image(parser)
+    add = parser.add_argument
+    add("--method", required=True, metavar="NAME", help="see: methods")
+    add("--param", action="append", default=[], metavar="KEY=VALUE", help="parameter of the method")
+    add("--fast", action="store_true", help="bfloat16 where a check finds it faster and alike")
+    add("--batch", type=int, metavar="N", help="images or windows at a time; left out: what fits")
+    _target(parser)
+    results = _results(parser)
+    add = results.add_argument
+    add("--scene", action="store_true", help="also write scene.mrb for 3D Slicer")
+    add("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values of overlay.png")
+    add("--no-figure", action="store_true", help="no overlay.png (needs no matplotlib)")
+
+
+def _layers(parser: argparse.ArgumentParser) -> None:
+    _model_and_image(parser)
+    add = parser.add_argument
+    add("--method", default="grad_cam", metavar="NAME", help="grad_cam (default), hires_cam, ...")
+    add("--layers", metavar="A,B,...", help="layers by name; left out: all with features")
+    _target(parser)
+    results = _results(parser)
+    add = results.add_argument
+    add("--plane", choices=("axial", "coronal", "sagittal"), default="axial", help="of layers.png")
+    add("--no-figure", action="store_true", help="no layers.png (needs no matplotlib)")
+
+
+def _model_and_image(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="M", help="bundle folder or .zip, .ts, .pt, .pth")
     _model_options(parser)
@@ -119,10 +152,9 @@ def _explain(parser: argparse.ArgumentParser) -> None:
         help="volume; several are channels",
     )
     add("--resample", action="store_true", help="interpolate volumes onto the first one's grid")
-    add("--method", required=True, metavar="NAME", help="see: methods")
-    add("--param", action="append", default=[], metavar="KEY=VALUE", help="parameter of the method")
-    add("--fast", action="store_true", help="bfloat16 where a check finds it faster and alike")
-    add("--batch", type=int, metavar="N", help="images or windows at a time; left out: what fits")
+
+
+def _target(parser: argparse.ArgumentParser) -> None:
     target = parser.add_argument_group("target: what is explained")
     add = target.add_argument
     add("--target", metavar="OUTPUT", help="output by name or number; left out where there is one")
@@ -137,12 +169,14 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     add("--reduce", choices=REDUCTIONS, default="mean", help="how the region's voxels are joined")
     add("--contrast", metavar="OUTPUT", help="output that is subtracted, or runner_up")
     _segments(parser, required=False)
+
+
+def _results(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     results = parser.add_argument_group("results")
-    add = results.add_argument
-    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    add("--scene", action="store_true", help="also write scene.mrb for 3D Slicer")
-    add("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values of overlay.png")
-    add("--no-figure", action="store_true", help="no overlay.png (needs no matplotlib)")
+    results.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for the results"
+    )
+    return results
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ def run_methods(options: Any) -> None:
 def run_model(options: Any) -> None:
     """Describe a model file, and its layers when asked."""
     from .. import load_model
-    from .explain import load_options
+    from .question import load_options
 
     model = load_model(options.model, trusted=options.trust, **load_options(options))
     layers = _layers(model, options.shape) if options.layers else None

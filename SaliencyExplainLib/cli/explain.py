@@ -7,25 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MethodError, MissingPackageError, TargetError
+from ..errors import MethodError, MissingPackageError
 from .output import Progress, StagedFolder, print_json, say
-from .regions import read_names
+from .question import load_options, read_region, read_segments, read_target
 from .scene_file import write_scene
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
     from ..explanation import Explanation
-    from ..model import Model
     from ..regions import RegionTable
-    from ..target import Target
 
-__all__ = ["load_options", "outcome", "run_explain"]
+__all__ = ["outcome", "run_explain"]
 
-#: As --segments: the regions that the model predicts.
-PREDICTION = "prediction"
-#: Options that say where.
-_PLACES = ("segment", "point", "roi", "instance")
 #: Names of this command's results; those of an earlier run are replaced.
 _RESULTS = r"map(_\d+|_layer_grid)?\.nrrd|regions\.csv|overlay\.png|explanation\.json|scene\.mrb"
 
@@ -34,7 +28,7 @@ def run_explain(options: Any) -> None:
     """Explain, then write map, figure, table, provenance and scene together."""
     from .. import explain, load_model, make_method, read_image, region_table
 
-    region = _region(options)
+    read_region(options)  # refused before anything is loaded
     method = make_method(options.method, _parameters(options.param))
     _check_packages(figure=not options.no_figure, scene=options.scene)
     with StagedFolder(options.output, _RESULTS) as folder:
@@ -42,9 +36,8 @@ def run_explain(options: Any) -> None:
             progress(0.0, "reading")
             image = read_image(options.image, resample=options.resample)
             model = load_model(options.model, trusted=options.trust, **load_options(options))
-            labelmap, names = _segments(options, model, image)
-            mask = _mask(options.segment, labelmap, names)
-            target = _target(options, region, mask)
+            labelmap, names = read_segments(options, model, image)
+            target, mask = read_target(options, labelmap, names)
             found = explain(
                 model,
                 image,
@@ -66,13 +59,6 @@ def run_explain(options: Any) -> None:
     if table is not None:
         say(table.to_text())
     say(f"Written to {options.output}: {', '.join(files)}")
-
-
-def load_options(options: Any) -> dict[str, Any]:
-    """Options of ``load_model`` that were given."""
-    names = ("task", "labels", "channels", "network", "network_arguments", "device")
-    given = {name: getattr(options, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def outcome(explanation: Explanation) -> str:
@@ -106,74 +92,6 @@ def _parameters(texts: list[str]) -> dict[str, str]:
             raise MethodError(f"The parameter {key!r} was given twice. Leave one out.")
         found[key] = value
     return found
-
-
-def _region(options: Any) -> str | None:
-    """Region that was named, or that follows from --segment, --point, --roi or --instance."""
-    given = [name for name in _PLACES if getattr(options, name) is not None]
-    if options.region == "instance" and given == ["point"]:
-        return "instance"
-    if len(given) > 1:
-        raise TargetError(f"--{given[0]} and --{given[1]} name two regions. Leave one out.")
-    if given and options.region not in (None, given[0]):
-        raise TargetError(
-            f"--{given[0]} does not go with --region {options.region}. Leave one out."
-        )
-    if not given and options.region in ("segment", "point", "roi"):
-        raise TargetError(f"--region {options.region} needs --{options.region}. Say which one.")
-    if options.segment is not None and options.segments is None:
-        raise TargetError("--segment needs the label map that it is in. Give it with --segments.")
-    return given[0] if given else options.region
-
-
-def _target(options: Any, region: str | None, mask: MetaTensor | None) -> Target:
-    from .. import Target
-
-    corners = options.roi
-    return Target(
-        output=options.target,
-        region=region,
-        score=options.score,
-        reduce=options.reduce,
-        contrast=options.contrast,
-        segment=mask,
-        roi_ras_mm=None if corners is None else (tuple(corners[:3]), tuple(corners[3:])),
-        point_ras_mm=None if options.point is None else tuple(options.point),
-        instance=options.instance,
-    )
-
-
-def _segments(
-    options: Any, model: Model, image: MetaTensor
-) -> tuple[MetaTensor | None, dict[int, str]]:
-    """Label map and names of its labels: from files, or what the model itself predicts."""
-    from .. import predict, read_labelmap
-
-    if str(options.segments) == PREDICTION:
-        if model.activation != "softmax":
-            raise TargetError(
-                "The outputs of this model may overlap, so its prediction is no label map. "
-                "Give one with --segments FILE."
-            )
-        return predict(model, image), dict(enumerate(model.labels))
-    names = read_names(options.segment_names) if options.segment_names is not None else {}
-    return (None if options.segments is None else read_labelmap(options.segments)), names
-
-
-def _mask(wanted: str | None, labelmap: MetaTensor | None, names: dict[int, str]) -> Any:
-    """Mask of the segment that is the region, or None."""
-    if wanted is None or labelmap is None:
-        return None
-    from .. import make_image
-
-    by_name = {name.casefold(): label for label, name in names.items()}
-    label = int(wanted) if wanted.isdigit() else by_name.get(wanted.casefold())
-    voxels = labelmap.as_tensor()
-    if label is None or label == 0 or not bool((voxels == label).any()):
-        present = [int(one) for one in voxels.unique().tolist() if one > 0]
-        listed = ", ".join(f"{one} {names.get(one, '')}".strip() for one in present)
-        raise TargetError(f"The label map has no segment {wanted!r}. It has: {listed or 'none'}.")
-    return make_image(voxels == label, labelmap.affine)
 
 
 def _check_packages(*, figure: bool, scene: bool) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Attribution", "Method", "describe_method", "make_method", "method", "methods", "param"]
 
+#: Characters of a value that an error repeats.
+_LONGEST = 60
+
 _REGISTRY: dict[str, type[Method]] = {}
 _M = TypeVar("_M", bound="type[Method]")
 
@@ -295,23 +298,33 @@ def _check(title: str, one: Field[Any], value: Any) -> None:
     where = f"{title}: {one.name}"
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise MethodError(f"{where} must be true or false; {value!r} was given.")
+            raise MethodError(f"{where} must be true or false; {_shown(value)} was given.")
     elif isinstance(default, int | float):
         whole = isinstance(default, int)
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not fits or not math.isfinite(value) or not facts["low"] <= value <= facts["high"]:
             kind = "a whole number" if whole else "a number"
-            raise MethodError(f"{where} must be {kind} from {_limits(one)}; {value!r} was given.")
+            raise MethodError(
+                f"{where} must be {kind} from {_limits(one)}; {_shown(value)} was given."
+            )
     elif facts["kind"] == "labelmap":
         if value is not None and not hasattr(value, "affine"):
-            raise MethodError(f"{where} must be a label map (read_labelmap); {value!r} was given.")
+            raise MethodError(
+                f"{where} must be a label map (read_labelmap); {_shown(value)} was given."
+            )
     elif facts["choices"] is not None:
         if value not in facts["choices"]:
             raise MethodError(
-                f"{where} must be one of {', '.join(facts['choices'])}; {value!r} was given."
+                f"{where} must be one of {', '.join(facts['choices'])}; {_shown(value)} was given."
             )
     elif not isinstance(value, str):
-        raise MethodError(f"{where} must be a text; {value!r} was given.")
+        raise MethodError(f"{where} must be a text; {_shown(value)} was given.")
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence: in full, unless it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{type(value).__name__} {text[:_LONGEST]}..."
 
 
 def _converted(one: Field[Any], value: Any) -> Any:

@@ -20,7 +20,7 @@ FLOORS = [
     ("run",),
     ("regions", "quality"),
     ("studies",),
-    ("__init__", "__main__", "scene", "worker", "cli", "figure", "panels", "planes", "demo"),
+    ("__init__", "__main__", "scene", "worker", "cli", "figure", "contact_sheet", "panels", "planes", "demo"),
 ]
 FLOOR_OF = {name: height for height, names in enumerate(FLOORS) for name in names}
 #: Who may import what belongs to the application.
