@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from ..errors import MethodError
 from .base import Attribution, method, param
 from .baselines import BASELINES, make_baseline, resolve
-from .layer import LayerMethod, window_start
+from .layer import LayerMethod, replay_notes, window_start
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class AblationCAM(LayerMethod):
         engine.progress.expect((info.shape[0] + 1) * len(engine.plan.windows))
         left = changes.values(_without, info.shape[0])
         weights = engine.x.new_tensor([engine.start_value - value for value in left])
-        return self.from_weights(engine, info, weights, (*warnings, *_replay_notes(changes.exact)))
+        return self.from_weights(engine, info, weights, (*warnings, *replay_notes(changes.exact)))
 
 
 @method(
@@ -210,7 +210,7 @@ class KernelWeightedContribution(LayerMethod):
         made = None
         for info, notes in found:
             weights, exact = self._weights(engine, info)
-            made = self._map(engine, info, weights, (*notes, *_replay_notes(exact)))
+            made = self._map(engine, info, weights, (*notes, *replay_notes(exact)))
             total = made.maps if total is None else total + made.maps
             warnings = (*warnings, *made.warnings)
         assert made is not None and total is not None  # noqa: S101, PT018 - there is at least one layer
@@ -271,13 +271,3 @@ def _only(features: torch.Tensor, channel: int) -> torch.Tensor:
     changed = torch.zeros_like(features)
     changed[:, channel] = features[:, channel]
     return changed
-
-
-def _replay_notes(exact: bool | None) -> tuple[str, ...]:
-    if exact is not False:
-        return ()
-    return (
-        "This network could not be replayed from the layer (its code overwrites what it needs "
-        "later), "
-        "so each change ran all of it: the map is right, it only took longer.",
-    )

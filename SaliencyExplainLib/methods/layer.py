@@ -27,6 +27,7 @@ __all__ = [
     "default_layer",
     "default_layers",
     "layer_notes",
+    "replay_notes",
     "weighted",
     "window_start",
 ]
@@ -72,6 +73,8 @@ def default_layer(layers: Sequence[LayerInfo], task: str, *, fine: bool = False)
 def default_layers(layers: Sequence[LayerInfo], task: str) -> dict[str, str]:
     """Name of the layer that each method with one chooses by itself, by the method's name.
 
+    A method that has to run the network to choose is not among them.
+
     Parameters
     ----------
     layers : sequence of LayerInfo
@@ -81,7 +84,7 @@ def default_layers(layers: Sequence[LayerInfo], task: str) -> dict[str, str]:
     """
     found = {}
     for name, one in methods().items():
-        if issubclass(one, LayerMethod):
+        if issubclass(one, LayerMethod) and one.chooses_by_structure:
             with suppress(MethodError):
                 found[name] = default_layer(layers, task, fine=one.fine).name
     return found
@@ -93,6 +96,8 @@ class LayerMethod(Method):
 
     #: Whether the method is right only where little follows the layer.
     fine: ClassVar[bool] = False
+    #: Whether the list of layers is enough to choose one.
+    chooses_by_structure: ClassVar[bool] = True
 
     layer: str = param("", help=LAYER_HELP)
 
@@ -264,7 +269,8 @@ def weighted(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """ReLU( sum_k w_k A_k ), shape (1, i, j, k)."""
     import torch
 
-    return torch.tensordot(weights[None], features, dims=1).clamp(min=0)
+    found: torch.Tensor = torch.tensordot(weights[None], features, dims=1)
+    return found.clamp(min=0)
 
 
 def window_start(window: Box) -> tuple[int, ...]:
@@ -279,3 +285,14 @@ def _on_volume(info: LayerInfo, engine: Engine) -> Grid:
     before = [pair[0] for pair in engine.plan.padding]
     origin = tuple(start - pad for start, pad in zip(info.grid.origin, before, strict=True))
     return Grid(origin, info.grid.spacing, info.grid.exact)  # type: ignore[arg-type]
+
+
+def replay_notes(exact: bool | None) -> tuple[str, ...]:
+    """Say where a network had to be run whole for each change of a layer."""
+    if exact is not False:
+        return ()
+    return (
+        "This network could not be replayed from the layer (its code overwrites what it needs "
+        "later), "
+        "so each change ran all of it: the map is right, it only took longer.",
+    )
