@@ -89,7 +89,7 @@ def explain(
             run.engine.progress.expect(len(run.engine.plan.windows) * sweeps)
         with run.engine.running():
             if fast:
-                run.go_fast(sweeps, differences=not chosen.needs_gradient)
+                run.go_fast(sweeps, chosen.single_precision)
             made = chosen.attribute(run.engine)
             run.score()
     return run.explanation(chosen, made)
@@ -194,9 +194,9 @@ class _Run:
                 ) from error
         self.seconds = time.perf_counter() - started
 
-    def go_fast(self, sweeps: int | None, *, differences: bool) -> None:
+    def go_fast(self, sweeps: int | None, single_precision: str) -> None:
         """Compute in bfloat16 where that is worth it and alike, and note what was found."""
-        checked, note = go_fast(self.engine, sweeps, differences=differences)
+        checked, note = go_fast(self.engine, sweeps, single_precision)
         self.notes = (note,)
         if checked is not None:
             self.details = {"fast": checked.to_dict()}

@@ -72,7 +72,7 @@ class FastCheck:
 
 
 def go_fast(
-    engine: Engine, sweeps: int | None, *, differences: bool = False
+    engine: Engine, sweeps: int | None, single_precision: str = ""
 ) -> tuple[FastCheck | None, str]:
     """Let an engine compute in bfloat16 if that is worth it and alike.
 
@@ -82,10 +82,8 @@ def go_fast(
         Running; its target is frozen here, in single precision.
     sweeps : int or None
         Sweeps that the method needs, if known.
-    differences : bool
-        Whether the method subtracts scores from each other instead of using gradients: scores of
-        hardly changed images differ by less than bfloat16 can tell (an Ablation-CAM of a U-Net had
-        a cosine of 0.81 to the one in single precision where the gradient had 0.99).
+    single_precision : str
+        Why the method needs it, if it does, as a sentence without its end.
 
     Returns
     -------
@@ -94,10 +92,10 @@ def go_fast(
     str
         What the reader of the map must know.
     """
-    if differences:
-        return None, (
-            "Fast mode was not used: this method subtracts scores that are nearly the same, which "
-            "bfloat16 cannot tell apart."
+    if single_precision:
+        return (
+            None,
+            f"Fast mode was not used: {single_precision}, which bfloat16 cannot tell apart.",
         )
     passes = None if sweeps is None else sweeps * len(engine.plan.windows)
     if passes is not None and passes <= _CHECK_PASSES:

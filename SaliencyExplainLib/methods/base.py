@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Attribution", "Method", "describe_method", "make_method", "method", "methods", "param"]
 
+#: Scores of hardly changed images differ by less than bfloat16 can tell (an Ablation-CAM of a U-Net
+#: had a cosine of 0.81 to the one in single precision where the gradient had 0.99).
+_DIFFERENCES = "this method subtracts scores that are nearly the same"
 #: Characters of a value that an error repeats.
 _LONGEST = 60
 
@@ -105,6 +108,8 @@ class Method:
     unit: ClassVar[str]
     combine: ClassVar[str]
     weaknesses: ClassVar[str]
+    #: Why the network keeps single precision in fast mode; empty where bfloat16 will do.
+    single_precision: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -196,6 +201,8 @@ def method(
         }
         for key, value in facts.items():
             setattr(cls, key, value)
+        if not needs_gradient and not cls.single_precision:
+            cls.single_precision = _DIFFERENCES
         _REGISTRY[name] = cls
         return cls
 

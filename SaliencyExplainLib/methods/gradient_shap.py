@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .base import Attribution, Method, method, param
 from .baselines import BASELINES, make_baseline
+from .completeness import Completeness
 
 if TYPE_CHECKING:
     import torch
@@ -75,12 +76,8 @@ class GradientSHAP(Method):
             total += (engine.x - reference)[0] * gradient
         maps = total / self.samples
         mean = sum(values[index % len(values)] for index in range(self.samples)) / self.samples
-        change = start - mean
-        summed = float(maps.cpu().double().sum())
-        error = (
-            abs(summed - change) / abs(change) if change else (0.0 if summed == 0 else float("inf"))
-        )
-        return Attribution(maps, completeness_error=error)
+        added = Completeness.of(maps, start - mean)
+        return Attribution(maps, completeness_error=added.error)
 
     def _point(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 
 from .base import Attribution, Method, method, param
 from .baselines import BASELINES, make_baseline, resolve
+from .completeness import Completeness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,19 +79,14 @@ class IntegratedGradients(Method):
         for weight, gradient in zip(weights, engine.gradients(points), strict=True):
             total += float(weight) * gradient
         maps = total * difference[0]
-        summed = float(maps.cpu().double().sum())
-        error = (
-            abs(summed - change) / abs(change) if change else (0.0 if summed == 0 else float("inf"))
+        added = Completeness.of(maps, change)
+        advice = (
+            "Use more steps, or another baseline (blurred suits networks with instance "
+            "normalisation)."
         )
-        warnings = []
-        if error > _TOLERATED:
-            warnings.append(
-                f"The map sums to {summed:.4g} but the score changes by {change:.4g} from the "
-                "baseline "
-                f"(completeness error {error:.0%}). Use more steps, or another baseline (blurred "
-                "suits networks "
-                "with instance normalisation)."
-            )
         return Attribution(
-            maps, completeness_error=error, warnings=tuple(warnings), used={"baseline": choice}
+            maps,
+            completeness_error=added.error,
+            warnings=added.warnings(_TOLERATED, advice),
+            used={"baseline": choice},
         )

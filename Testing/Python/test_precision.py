@@ -108,9 +108,9 @@ def test_a_run_that_is_not_fast_says_nothing_of_it(unet, a_volume):
     assert made.details == {}
 
 
-@pytest.mark.parametrize("name", ["ablation_cam", "occlusion"])
+@pytest.mark.parametrize("name", ["ablation_cam", "occlusion", "deep_lift", "lrp"])
 @pytest.mark.usefixtures("always_worth_it")
-def test_methods_that_subtract_scores_stay_in_single_precision(unet, a_volume, name):
+def test_methods_that_need_single_precision_keep_it_and_say_so(unet, a_volume, name):
     image, target = a_volume(1, 16, 16, 16), Target(output=1, region="everywhere")
     exact, made = (
         explain(as_model(unet), image, target, name, fast=fast) for fast in (False, True)
