@@ -1,7 +1,13 @@
 """Scores, exact gradients through sliding windows, layer records, backward rules, progress."""
 
-from .attention import AttentionRecorder, recorded_attention
-from .baseline_pass import BaselinePass
+from .attention import (
+    AttentionCall,
+    AttentionRecorder,
+    TokenGrid,
+    TokenMerge,
+    TokenTable,
+    recorded_attention,
+)
 from .batch import Batch
 from .channels import LayerChanges
 from .engine import Engine, WindowRule, main_output, network_errors
@@ -15,10 +21,9 @@ from .precision import FastCheck, check_fast, go_fast
 from .progress import Progress
 from .record import find_layer, recorded
 from .region import RegionOutput
-from .relevance_rules import RelevanceRule, Share
 from .replay import Replay
-from .rules import RectifierRule, run_as_written
-from .tokens import AttentionCall, TokenGrid, TokenMerge, TokenTable
+from .rules import RectifierRule, RelevanceRule, Share, run_as_written
+from .rules.baseline_pass import BaselinePass
 
 __all__ = [
     "AttentionCall",

@@ -3,7 +3,7 @@
 Out(v) = (x - x0)(v) * m(v), with multipliers m from the chain rule of differences, so that
 sum_v Out(v) = S(x) - S(x0). The rules, and what they cover beyond the paper (every activation,
 products, norms, attention, scores that are not linear), are in
-:mod:`SaliencyExplainLib.engine.deep_lift_rules`.
+:mod:`SaliencyExplainLib.engine.rules.deep_lift`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Out(v) = R(v): the score is passed back layer by layer, each unit sharing its relevance out over
 what it was made of. For transformers AttnLRP (Achtibat et al. 2024, arXiv:2402.05602). The rules
-and where they differ from the papers are in :mod:`SaliencyExplainLib.engine.relevance_rules`.
+and where they differ from the papers are in :mod:`SaliencyExplainLib.engine.rules.relevance`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ RISE: Petsiuk et al. 2018, arXiv:1806.07421, eq. 6, with random smooth masks m_i
 
 Differs from the papers: boxes and cells are given in mm; the baseline is chosen, not zero; RISE
 divides by the masks' own sum instead of their expectation and subtracts the mean score, so that "no
-influence" is zero. Only windows that hold a changed voxel and reach the region are computed; boxes
-that cannot matter cost nothing and count as zero.
+influence" is zero. Only windows that hold a changed voxel and reach the region are computed, and of
+them only what the change reaches and the region needs; boxes that cannot matter cost nothing and
+count as zero. ``share_computed`` in the details is the part of the brute-force work that was done.
 """
 
 from __future__ import annotations
@@ -80,8 +81,6 @@ class Occlusion(Method):
         count = torch.zeros_like(total)
         for box in boxes:
             count[box] += 1
-            if not perturber.runs_for(box):
-                continue
             hidden = engine.x.clone()
             place = (slice(None), slice(None), *box)
             hidden[place] = baseline[place]

@@ -12,6 +12,8 @@ Lundberg and Lee 2017, arXiv:1705.07874, theorem 2. Differs from the paper: size
 their total weight, each set together with its complement (less variance); one phi is eliminated so
 that the sum holds exactly; with few regions all 2^M - 2 sets are used, and phi is the exact Shapley
 value. The map paints phi_r / |r| over region r, so that it sums to the region's contribution.
+A window is computed once for each set of shown regions inside it, and of it only what the hidden
+regions reach and the score's region needs.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..engine import Engine, Perturber
+
+    Box = tuple[slice, ...]
 
 __all__ = ["KernelSHAP", "RegionAblation", "shapley_coalitions", "solve_shapley"]
 
@@ -124,12 +128,30 @@ class _Game:
         self.count = int(labels.max()) + 1
         self.baseline = baseline
         self.perturber: Perturber = Perturber(engine)
+        self._inside: dict[tuple[int, ...], NDArray[np.int64]] = {}
 
     def __call__(self, shown: NDArray[np.bool_]) -> float:
         import torch
 
         visible = torch.from_numpy(shown).to(self.labels.device)[self.labels]
-        return self.perturber.value(torch.where(visible, self.engine.x, self.baseline))
+        return self.perturber.value(
+            torch.where(visible, self.engine.x, self.baseline),
+            alike=lambda window: shown[self._regions_in(window)].tobytes(),
+        )
+
+    def _regions_in(self, window: Box) -> NDArray[np.int64]:
+        """Regions that a window (on the padded volume) holds voxels of."""
+        corner = tuple(side.start for side in window)
+        found = self._inside.get(corner)
+        if found is None:
+            starts = [before for before, _ in self.engine.plan.padding]
+            inside = tuple(
+                slice(max(side.start - start, 0), max(side.stop - start, 0))
+                for side, start in zip(window, starts, strict=True)
+            )
+            found = self.labels[inside].unique().cpu().numpy()
+            self._inside[corner] = found
+        return found
 
     def painted(self, contributions: NDArray[np.float64]) -> torch.Tensor:
         """Map of shape (1, I, J, K): each region's contribution spread over its voxels."""

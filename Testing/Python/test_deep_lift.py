@@ -470,7 +470,7 @@ def test_attention_is_complete_and_alike_in_every_form(form, a_volume):
     ],
 )
 def test_attention_in_steps_is_torchs(options):
-    from SaliencyExplainLib.engine.functions import attention
+    from SaliencyExplainLib.engine.rules.functions import attention
 
     q, k, v = torch.randn(3, 1, 2, 3, 4, generator=torch.Generator().manual_seed(1))
     wanted = F.scaled_dot_product_attention(q, k, v, **options)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import MethodError
-from ..model import Grid
+from ...errors import MethodError
+from ...model import Grid
 
 __all__ = [
     "NOTHING",

@@ -21,7 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
-from ..errors import MethodError
+from ...errors import MethodError
 from .given import named
 
 __all__ = [

@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import MethodError
-from ..model.follow import Grid, Place, moved, tensors_in
+from ...errors import MethodError
+from ...model.follow import Grid, Place, moved, tensors_in
 from .token_ops import KEPT, LAYOUT, POOLED, PRODUCTS, REGRID, SOFTMAX, VIEWS, joins_channels
 from .tokens import NOTHING, AttentionCall, TokenGrid, TokenTable, is_constant, slim
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from ..errors import MethodError
+from ...errors import MethodError
 from .functions import (
     Function,
     FunctionRule,

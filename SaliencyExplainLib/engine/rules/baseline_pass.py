@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from ..model import Model
-from ..target import FrozenTarget, Target
-from .deep_lift_rules import DeepLiftRule
-from .engine import Engine
+from ...model import Model
+from ...target import FrozenTarget, Target
+from ..engine import Engine
+from .deep_lift import DeepLiftRule
 
 __all__ = ["BaselinePass"]
 
