@@ -11,13 +11,16 @@ __all__ = [
     "ImageError",
     "LayerNotFoundError",
     "MethodError",
+    "MetricError",
     "MissingPackageError",
     "ModelError",
+    "OutOfMemoryError",
     "RegionError",
     "SaliencyExplainError",
     "SceneError",
     "TargetError",
     "UntrustedModelError",
+    "WorkerError",
 ]
 
 
@@ -49,6 +52,10 @@ class LayerNotFoundError(MethodError):
     """The network has no layer of that name."""
 
 
+class MetricError(SaliencyExplainError):
+    """A quality metric is unknown, wrongly parametrised or not defined on this map."""
+
+
 class RegionError(SaliencyExplainError):
     """A label map does not fit the map that it should summarise."""
 
@@ -59,6 +66,14 @@ class SceneError(SaliencyExplainError):
 
 class MissingPackageError(SaliencyExplainError):
     """An optional package is needed for a feature and is not installed."""
+
+
+class WorkerError(SaliencyExplainError):
+    """The process that runs the jobs could not be started, ended, hung or was not understood."""
+
+
+class OutOfMemoryError(SaliencyExplainError):
+    """The memory of the machine or of the graphics card was not enough."""
 
 
 class Cancelled(SaliencyExplainError):  # noqa: N818 - a request that was granted, not a fault

@@ -1,4 +1,8 @@
-"""What a run gives back: maps, their place, the number that was explained, how it was made."""
+"""What a run gives back: maps, their place, the number that was explained, how it was made.
+
+A run's maps are images (MetaTensor). Those of an explanation that was read back are Volumes, which
+have the same attributes and need no torch; so nothing here imports torch before it must.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,21 @@ import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from monai.data import MetaTensor
+import numpy as np
 
 from .errors import SaliencyExplainError
-from .image import make_image, write_image
+from .volume import Volume, as_volume, read_volume, voxels_of, write_volume
 
-__all__ = ["Explanation"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from monai.data import MetaTensor
+
+__all__ = ["Explanation", "write_text"]
+
+_FACTS = "explanation.json"
 
 
 @dataclass(frozen=True)
@@ -24,11 +34,12 @@ class Explanation:
 
     Attributes
     ----------
-    maps : MetaTensor, shape (C, I, J, K)
+    maps : MetaTensor or Volume, shape (C, I, J, K)
         Attribution on the input's grid, raw units, float32. C is 1, or one map an input channel.
-    network_maps : MetaTensor, shape (C, I', J', K')
-        The same on the grid that the network saw (its own affine), before any interpolation.
-    layer_map : MetaTensor or None, shape (1, i, j, k)
+    network_maps : MetaTensor, Volume or None, shape (C, I', J', K')
+        The same on the grid that the network saw (its own affine), before any interpolation. None
+        only where it was read back and had not been saved.
+    layer_map : MetaTensor, Volume or None, shape (1, i, j, k)
         For layer methods without sliding windows: the map on the layer's true grid (its own
         affine).
     value : float
@@ -61,10 +72,12 @@ class Explanation:
         tell.
     model, image, versions : dict
         Provenance of the model file, of the input volume and of the software.
+    saved : dict
+        What the record said of the maps, for an explanation that was read back.
     """
 
     maps: MetaTensor
-    network_maps: MetaTensor
+    network_maps: MetaTensor | None
     value: float
     target: dict[str, Any]
     method: str
@@ -83,6 +96,7 @@ class Explanation:
     model: dict[str, Any] = field(default_factory=dict)
     image: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    saved: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def map(self) -> MetaTensor:
@@ -91,12 +105,21 @@ class Explanation:
 
     @property
     def network_map(self) -> MetaTensor:
-        """One map on the network's grid, shape (1, I', J', K')."""
+        """One map on the network's grid, shape (1, I', J', K').
+
+        Raises
+        ------
+        SaliencyExplainError
+            If it was read back and had not been saved.
+        """
+        if self.network_maps is None:
+            raise SaliencyExplainError(
+                "The map on the network's grid was not saved. Save it with network_grid=True."
+            )
         return _joined(self.network_maps, self.combine)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the voxels, as JSON values."""
-        joined = self.map.as_tensor()
         return {
             "method": self.method,
             "title": self.title,
@@ -114,22 +137,54 @@ class Explanation:
             "peak_memory_mb": None
             if self.peak_memory_mb is None
             else round(self.peak_memory_mb, 1),
-            "map": {
-                "channels": int(self.maps.shape[0]),
-                "shape_ijk": list(self.maps.shape[1:]),
-                "ijk_to_ras": self.maps.affine.tolist(),
-                "minimum": float(joined.min()),
-                "maximum": float(joined.max()),
-                "sum_on_network_grid": float(self.network_map.as_tensor().double().sum()),
-                "network_shape_ijk": list(self.network_maps.shape[1:]),
-            },
+            "map": self._map_facts(),
             "model": self.model,
             "image": self.image,
             "versions": self.versions,
         }
 
-    def save(self, folder: str | Path) -> list[Path]:
+    @classmethod
+    def from_dict(
+        cls,
+        facts: Mapping[str, Any],
+        maps: MetaTensor | Volume,
+        network_maps: MetaTensor | Volume | None = None,
+        layer_map: MetaTensor | Volume | None = None,
+    ) -> Explanation:
+        """Join what :meth:`to_dict` gave with its voxels again.
+
+        Raises
+        ------
+        SaliencyExplainError
+            If something is missing or unknown in `facts`.
+        """
+        wanted = set(cls.__dataclass_fields__) - {"maps", "network_maps", "layer_map"} - {"saved"}
+        values = {name: facts[name] for name in wanted if name in facts}
+        for name in ("layers", "warnings"):
+            values[name] = tuple(values.get(name, ()))
+        try:
+            made = cls(
+                maps=cast("MetaTensor", maps),
+                network_maps=cast("MetaTensor | None", network_maps),
+                layer_map=cast("MetaTensor | None", layer_map),
+                saved=dict(facts["map"]),
+                **values,
+            )
+        except (KeyError, TypeError) as error:
+            raise SaliencyExplainError(
+                f"This is no record of an explanation: {error}. Give what to_dict() or save() made."
+            ) from error
+        return made
+
+    def save(self, folder: str | Path, *, network_grid: bool = False) -> list[Path]:
         """Write ``map.nrrd`` (``map_0.nrrd``, ... for several channels) and ``explanation.json``.
+
+        Parameters
+        ----------
+        folder : path
+            Made if it is missing.
+        network_grid : bool
+            Write ``map_network_grid.nrrd`` (numbered, too) as well.
 
         Returns
         -------
@@ -142,17 +197,61 @@ class Explanation:
             If the folder cannot be written.
         """
         folder = Path(folder)
-        written = []
-        for channel in range(self.maps.shape[0]):
-            name = "map.nrrd" if self.maps.shape[0] == 1 else f"map_{channel}.nrrd"
-            one = make_image(self.maps[channel : channel + 1], self.maps.affine)
-            written.append(write_image(one, folder / name))
+        written = _write_channels(self.maps, folder, "map")
+        if network_grid and self.network_maps is not None:
+            written += _write_channels(self.network_maps, folder, "map_network_grid")
         if self.layer_map is not None:
-            written.append(write_image(self.layer_map, folder / "map_layer_grid.nrrd"))
-        written.append(
-            write_text(folder / "explanation.json", json.dumps(self.to_dict(), indent=2) + "\n")
-        )
+            written.append(write_volume(self.layer_map, folder / "map_layer_grid.nrrd"))
+        written.append(write_text(folder / _FACTS, json.dumps(self.to_dict(), indent=2) + "\n"))
         return written
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Explanation:
+        """Read what :meth:`save` wrote; torch is not needed, the maps are Volumes.
+
+        Raises
+        ------
+        SaliencyExplainError
+            If there is no ``explanation.json`` of this library, or a map is missing.
+        """
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+            channels = int(facts["map"]["channels"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SaliencyExplainError(
+                f"{str(folder)!r} holds no explanation ({_FACTS}: {error}). Give a folder that "
+                "save() or the command explain wrote."
+            ) from error
+        network = (folder / _channel_files("map_network_grid", channels)[0]).is_file()
+        layer = folder / "map_layer_grid.nrrd"
+        maps = _read_channels(folder, "map", channels, facts.get("image", {}).get("name", ""))
+        told = np.array(facts["map"].get("ijk_to_ras", np.eye(4)))
+        if np.allclose(told, maps.affine, atol=1e-6):
+            # The file keeps spacing and directions, whose product differs in the last digit.
+            maps = Volume(maps.voxels, told, maps.name)
+        return cls.from_dict(
+            facts,
+            maps,
+            _read_channels(folder, "map_network_grid", channels) if network else None,
+            read_volume(layer) if layer.is_file() else None,
+        )
+
+    def _map_facts(self) -> dict[str, Any]:
+        joined = voxels_of(self.map)
+        told = {
+            "channels": int(self.maps.shape[0]),
+            "shape_ijk": list(self.maps.shape[1:]),
+            "ijk_to_ras": self.maps.affine.tolist(),
+            "minimum": float(joined.min()),
+            "maximum": float(joined.max()),
+        }
+        if self.network_maps is None:
+            names = ("sum_on_network_grid", "network_shape_ijk")
+            return told | {name: self.saved.get(name) for name in names}
+        summed = float(voxels_of(self.network_map).sum(dtype=np.float64))
+        shape = list(self.network_maps.shape[1:])
+        return told | {"sum_on_network_grid": summed, "network_shape_ijk": shape}
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -182,11 +281,36 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _joined(maps: MetaTensor, combine: str) -> MetaTensor:
+def _joined(maps: Any, combine: str) -> MetaTensor:
     if maps.shape[0] == 1:
-        return maps
-    voxels = maps.as_tensor()
-    one = (
-        voxels.abs().amax(0, keepdim=True) if combine == "max_abs" else voxels.sum(0, keepdim=True)
+        return cast("MetaTensor", maps)
+    if isinstance(maps, Volume):
+        voxels = maps.voxels
+        one = np.abs(voxels).max(0) if combine == "max_abs" else voxels.sum(0)
+        return cast("MetaTensor", Volume(one, maps.affine, maps.name))
+    from .image import make_image
+
+    values = maps.as_tensor()
+    return make_image(
+        values.abs().amax(0, keepdim=True) if combine == "max_abs" else values.sum(0, keepdim=True),
+        maps.affine,
     )
-    return make_image(torch.as_tensor(one), maps.affine)
+
+
+def _channel_files(stem: str, channels: int) -> list[str]:
+    if channels == 1:
+        return [f"{stem}.nrrd"]
+    return [f"{stem}_{channel}.nrrd" for channel in range(channels)]
+
+
+def _write_channels(maps: Any, folder: Path, stem: str) -> list[Path]:
+    whole = as_volume(maps)
+    return [
+        write_volume(Volume(voxels, whole.affine), folder / file)
+        for voxels, file in zip(whole.voxels, _channel_files(stem, len(whole.voxels)), strict=True)
+    ]
+
+
+def _read_channels(folder: Path, stem: str, channels: int, name: str = "") -> Volume:
+    read = [read_volume(folder / file) for file in _channel_files(stem, channels)]
+    return Volume(np.concatenate([one.voxels for one in read]), read[0].affine, name)

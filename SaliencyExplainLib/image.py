@@ -17,6 +17,7 @@ import torch
 from monai.data import MetaTensor
 
 from .errors import ImageError
+from .volume import same_grid, spacing_mm, to_ras, voxel_volume_ml
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -39,8 +40,6 @@ __all__ = [
 ]
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: Two grids are one grid when every corner agrees to this distance. File formats keep float32.
-_SAME_GRID_MM = 1e-3
 
 
 def make_image(voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "") -> MetaTensor:
@@ -117,37 +116,9 @@ def as_image(image: Any) -> MetaTensor:
     return checked
 
 
-def spacing_mm(affine: Any) -> np.ndarray:
-    """Distance between neighbouring voxels along i, j, k in mm, shape (3,)."""
-    return np.asarray(np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0))
-
-
-def voxel_volume_ml(affine: Any) -> float:
-    """Volume of one voxel in millilitres, right for sheared grids too."""
-    return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])) / 1000.0)
-
-
-def to_ras(affine: Any, ijk: Any) -> np.ndarray:
-    """RAS position in mm, shape (..., 3), of (fractional) voxel indices, shape (..., 3)."""
-    matrix = np.asarray(affine, dtype=np.float64)
-    return np.asarray(ijk, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
-
-
 def ras_to_ijk(affine: Any, ras_mm: Any) -> np.ndarray:
     """Fractional voxel indices, shape (..., 3), of RAS positions in mm, shape (..., 3)."""
     return to_ras(np.linalg.inv(np.asarray(affine, dtype=np.float64)), ras_mm)
-
-
-def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
-    """Whether two images have the same voxels at the same places (to 0.001 mm at every corner)."""
-    if tuple(one.shape[1:]) != tuple(other.shape[1:]):
-        return False
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in one.shape[1:]]), axis=-1).reshape(-1, 3)
-    return bool(
-        np.allclose(
-            to_ras(one.affine, corners), to_ras(other.affine, corners), rtol=0, atol=_SAME_GRID_MM
-        )
-    )
 
 
 def sitk_from_image(image: MetaTensor) -> sitk.Image:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .files import load_mrb, save_mrb
     from .host import in_app, new_scene, release_scene, scene_or_default
     from .inputs import add_image, add_segmentation
-    from .nodes import image_from_node, image_from_nodes
+    from .nodes import image_from_node, image_from_nodes, volume_from_node, volume_from_nodes
     from .places import Roi, point_from_node, roi_from_node
     from .publishing import Published, publish
     from .segments import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         labelmap_from_node,
         labelmap_from_segmentation,
         mask_from_segment,
+        volume_from_segment,
     )
 
 __all__ = [
@@ -66,6 +67,9 @@ __all__ = [
     "show_legend",
     "show_over",
     "show_results",
+    "volume_from_node",
+    "volume_from_nodes",
+    "volume_from_segment",
 ]
 
 _HOMES = {
@@ -82,7 +86,7 @@ _HOMES = {
     "files": ("load_mrb", "save_mrb"),
     "host": ("in_app", "new_scene", "release_scene", "scene_or_default"),
     "inputs": ("add_image", "add_segmentation"),
-    "nodes": ("image_from_node", "image_from_nodes"),
+    "nodes": ("image_from_node", "image_from_nodes", "volume_from_node", "volume_from_nodes"),
     "places": ("Roi", "point_from_node", "roi_from_node"),
     "publishing": ("Published", "publish"),
     "segments": (
@@ -90,6 +94,7 @@ _HOMES = {
         "labelmap_from_node",
         "labelmap_from_segmentation",
         "mask_from_segment",
+        "volume_from_segment",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SceneError
-from ..image import to_ras
+from ..volume import to_ras
 from .host import in_app, scene_or_default, slicer
-from .nodes import image_from_node, title_of, transform_between
+from .nodes import title_of, transform_between, volume_from_node
 
 if TYPE_CHECKING:
     from .publishing import Published
@@ -151,8 +151,8 @@ def peak_world_ras(volume: slicer.vtkMRMLVolumeNode) -> tuple[float, float, floa
     SceneError
         If the volume is zero everywhere.
     """
-    image = image_from_node(volume)
-    sizes = np.abs(image.as_tensor().numpy()[0])
+    image = volume_from_node(volume)
+    sizes = np.abs(image.voxels[0])
     if not sizes.any():
         raise SceneError(f"The map {title_of(volume)} is zero everywhere, so it has no peak.")
     ijk = np.unravel_index(int(sizes.argmax()), sizes.shape)

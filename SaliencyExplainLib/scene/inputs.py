@@ -9,25 +9,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from monai.data import MetaTensor
 
 from ..errors import SceneError
+from ..volume import Volume, voxels_of
 from .host import slicer
 from .nodes import node_from_map
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from monai.data import MetaTensor
+
 __all__ = ["add_image", "add_segmentation"]
 
 
-def add_image(scene: Any, image: MetaTensor, name: str = "image") -> list[Any]:
+def add_image(scene: Any, image: Volume | MetaTensor, name: str = "image") -> list[Any]:
     """Add an image as scalar volume nodes, one a channel.
 
     Parameters
     ----------
     scene : vtkMRMLScene
-    image : MetaTensor, shape (C, I, J, K)
+    image : Volume or MetaTensor, shape (C, I, J, K)
     name : str
         Name of the node; several channels are numbered.
 
@@ -35,7 +37,7 @@ def add_image(scene: Any, image: MetaTensor, name: str = "image") -> list[Any]:
     -------
     list of vtkMRMLScalarVolumeNode
     """
-    voxels = image.as_tensor().detach().cpu().numpy()
+    voxels = voxels_of(image)
     nodes = []
     for index, channel in enumerate(voxels):
         title = name if len(voxels) == 1 else f"{name} {index}"
@@ -46,14 +48,17 @@ def add_image(scene: Any, image: MetaTensor, name: str = "image") -> list[Any]:
 
 
 def add_segmentation(
-    scene: Any, labelmap: MetaTensor, names: Mapping[int, str], name: str = "segments"
+    scene: Any,
+    labelmap: Volume | MetaTensor,
+    names: Mapping[int, str],
+    name: str = "segments",
 ) -> Any:
     """Add a label map as a segmentation node.
 
     Parameters
     ----------
     scene : vtkMRMLScene
-    labelmap : MetaTensor, shape (1, I, J, K)
+    labelmap : Volume or MetaTensor, shape (1, I, J, K)
         Whole numbers; 0 is outside.
     names : mapping of int to str
         The labels that become segments, and their names.
@@ -69,7 +74,7 @@ def add_segmentation(
     SceneError
         If none of the labels occurs.
     """
-    labels = labelmap.as_tensor()[0].detach().cpu().numpy()
+    labels = voxels_of(labelmap)[0]
     found = [label for label in names if label and (labels == label).any()]
     if not found:
         raise SceneError(

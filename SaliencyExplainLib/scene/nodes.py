@@ -1,7 +1,10 @@
-"""Volume nodes become images and images become volume nodes, on exactly the same grid.
+"""Volume nodes become volumes or images, and these become nodes, on exactly the same grid.
 
-A volume's image is in the volume's own RAS, before its parent transform. What is made from it gets
-the same parent transform, linear or not, so the two always lie on each other; nothing is resampled.
+A node's voxels are in its own RAS, before its parent transform. What is made from them gets the
+same parent transform, linear or not, so the two always lie on each other; nothing is resampled.
+
+A :class:`SaliencyExplainLib.volume.Volume` is plain numpy, for a process without torch; an image is
+the same as a MetaTensor, for the engine.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import vtk
 from vtk.util import numpy_support
 
 from ..errors import SceneError
-from ..image import make_image, same_grid
+from ..volume import Volume, same_grid
 from .host import slicer
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ __all__ = [
     "node_from_map",
     "title_of",
     "transform_between",
+    "volume_from_node",
+    "volume_from_nodes",
 ]
 
 
@@ -44,8 +48,8 @@ def ijk_to_ras(volume: slicer.vtkMRMLVolumeNode) -> NDArray[np.float64]:
     return np.asarray(slicer.util.arrayFromVTKMatrix(matrix))
 
 
-def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
-    """Read a volume node into an image.
+def volume_from_node(node: slicer.vtkMRMLVolumeNode) -> Volume:
+    """Read a volume node; torch is not needed.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
 
     Returns
     -------
-    MetaTensor
+    Volume
         Shape (C, I, J, K), float32, a copy; ``affine`` equals IJKToRAS. A parent transform is not
         applied.
 
@@ -75,11 +79,17 @@ def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
     array = numpy_support.vtk_to_numpy(data.GetPointData().GetScalars())
     components = data.GetNumberOfScalarComponents()
     voxels = array.reshape(*reversed(data.GetDimensions()), components).transpose(3, 2, 1, 0)
-    return make_image(np.array(voxels, dtype=np.float32), ijk_to_ras(node), node.GetName() or "")
+    return Volume(np.array(voxels, dtype=np.float32), ijk_to_ras(node), node.GetName() or "")
 
 
-def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:
-    """Read several volume nodes as the channels of one image, in this order.
+def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
+    """Read a volume node into an image: :func:`volume_from_node` for the engine."""
+    image: MetaTensor = volume_from_node(node).as_image()
+    return image
+
+
+def volume_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> Volume:
+    """Read several volume nodes as the channels of one volume, in this order.
 
     Raises
     ------
@@ -88,7 +98,7 @@ def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:
     """
     if not nodes:
         raise SceneError("No volume was given. Choose at least one under Inputs.")
-    images = [image_from_node(node) for node in nodes]
+    images = [volume_from_node(node) for node in nodes]
     for node, image in zip(nodes[1:], images[1:], strict=True):
         if node.GetParentTransformNode() is not nodes[0].GetParentTransformNode():
             raise SceneError(
@@ -103,8 +113,14 @@ def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:
                 "another place or spacing). "
                 "Resample it onto that volume first (module 'Resample Scalar/Vector/DWI Volume')."
             )
-    joined = torch.cat([image.as_tensor() for image in images])
-    return make_image(joined, images[0].affine, ", ".join(node.GetName() or "" for node in nodes))
+    joined = np.concatenate([image.voxels for image in images])
+    return Volume(joined, images[0].affine, ", ".join(node.GetName() or "" for node in nodes))
+
+
+def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:
+    """Read several volume nodes into one image: :func:`volume_from_nodes` for the engine."""
+    image: MetaTensor = volume_from_nodes(nodes).as_image()
+    return image
 
 
 def node_from_map(

@@ -9,13 +9,15 @@ import numpy as np
 import vtk
 
 from ..errors import SceneError
-from ..image import make_image, to_ras
+from ..volume import Volume, as_volume, to_ras
 from .host import slicer
-from .nodes import image_from_node, title_of, transform_between
+from .nodes import title_of, transform_between, volume_from_node
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
+
+    from ..worker import JobFolder
 
 __all__ = ["Roi", "point_from_node", "roi_from_node"]
 
@@ -30,12 +32,23 @@ class Roi:
     ----------
     box_ras_mm : ((r, a, s), (r, a, s)) or None
         Lowest and highest corner.
-    mask : MetaTensor or None, shape (1, I, J, K)
+    volume : Volume or None, shape (1, I, J, K)
         1 where the centre of a voxel lies inside the ROI.
     """
 
     box_ras_mm: tuple[Corner, Corner] | None
-    mask: MetaTensor | None
+    volume: Volume | None
+
+    @property
+    def mask(self) -> MetaTensor | None:
+        """The same mask as an image (MetaTensor); needs torch."""
+        return None if self.volume is None else self.volume.as_image()
+
+    def question_fields(self, folder: JobFolder) -> dict[str, Any]:
+        """Return the arguments of a worker's ``Question``; a mask is written into `folder`."""
+        if self.volume is None:
+            return {"region": "roi", "roi_ras_mm": self.box_ras_mm}
+        return {"region": "segment", "segment": folder.put("roi", self.volume)}
 
     def target_fields(self) -> dict[str, Any]:
         """Return the arguments of ``Target``: ``Target(output=1, **roi.target_fields())``."""
@@ -45,7 +58,7 @@ class Roi:
 
 
 def roi_from_node(
-    node: slicer.vtkMRMLMarkupsROINode, reference: MetaTensor | slicer.vtkMRMLVolumeNode
+    node: slicer.vtkMRMLMarkupsROINode, reference: Volume | MetaTensor | slicer.vtkMRMLVolumeNode
 ) -> Roi:
     """Read a markups ROI in the RAS of a volume.
 
@@ -53,7 +66,7 @@ def roi_from_node(
     ----------
     node : vtkMRMLMarkupsROINode
         May be turned and may have a parent transform.
-    reference : vtkMRMLVolumeNode or MetaTensor
+    reference : vtkMRMLVolumeNode, Volume or MetaTensor
         Whose RAS (and, for a turned ROI, grid) is taken. An image is taken to lie in world RAS.
 
     Raises
@@ -79,16 +92,18 @@ def roi_from_node(
         corners = np.array([to_ras(roi_to_ras, half * sign) for sign in ((-1, -1, -1), (1, 1, 1))])
         low, high = corners.min(0).tolist(), corners.max(0).tolist()
         return Roi(((low[0], low[1], low[2]), (high[0], high[1], high[2])), None)
-    image = _as_image(reference)
+    image = _as_volume(reference)
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in image.shape[1:]], indexing="ij"), axis=-1)
-    ijk_to_roi = np.linalg.inv(roi_to_ras) @ np.asarray(image.affine, dtype=np.float64)
+    ijk_to_roi = np.linalg.inv(roi_to_ras) @ image.affine
     inside = (np.abs(to_ras(ijk_to_roi, grid)) <= half).all(axis=-1)
-    return Roi(None, make_image(inside.astype(np.float32), image.affine, node.GetName() or ""))
+    return Roi(
+        None, Volume(np.asarray(inside, dtype=np.float32), image.affine, node.GetName() or "")
+    )
 
 
 def point_from_node(
     node: slicer.vtkMRMLMarkupsNode,
-    reference: MetaTensor | slicer.vtkMRMLVolumeNode,
+    reference: Volume | MetaTensor | slicer.vtkMRMLVolumeNode,
     index: int = 0,
 ) -> Corner:
     """Read a control point as (r, a, s) in mm in the RAS of a volume.
@@ -122,10 +137,10 @@ def point_from_node(
     return right, anterior, superior
 
 
-def _as_image(reference: Any) -> MetaTensor:
-    return (
-        image_from_node(reference) if isinstance(reference, slicer.vtkMRMLVolumeNode) else reference
-    )
+def _as_volume(reference: Any) -> Volume:
+    if isinstance(reference, slicer.vtkMRMLVolumeNode):
+        return volume_from_node(reference)
+    return as_volume(reference)
 
 
 def _world_to_ras(reference: Any) -> NDArray[np.float64]:

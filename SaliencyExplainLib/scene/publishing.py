@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SceneError
+from ..volume import voxels_of
 from .additions import Additions
 from .colors import make_color_node
 from .host import scene_or_default, slicer
@@ -112,7 +113,7 @@ def publish(
     Parameters
     ----------
     explanation : Explanation
-        A finished run.
+        A finished run, or one that was read back.
     scene : vtkMRMLScene, optional
         The application's scene (or a new one) when left out.
     input_volume : vtkMRMLVolumeNode or sequence of them, optional
@@ -227,7 +228,7 @@ def _prepare(
 
 
 def _voxels(image: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(image.detach().cpu().as_tensor().numpy()[0])
+    return np.asarray(voxels_of(image)[0])
 
 
 def _one_map(
@@ -255,7 +256,7 @@ def _one_map(
 def _channel_maps(explanation: Explanation, base: str, inputs: Sequence[Any]) -> list[_Map]:
     """One map a channel; all share one display range, so that their colours can be compared."""
     affine, signed = explanation.maps.affine, explanation.signed
-    voxels = explanation.maps.as_tensor().detach().cpu().numpy()
+    voxels = voxels_of(explanation.maps)
     count = voxels.shape[0]
     declared = explanation.model.get("channels") or explanation.image.get("channels")
     names = [f"channel {index + 1}" for index in range(count)]

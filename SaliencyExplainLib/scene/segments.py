@@ -14,15 +14,21 @@ import vtk
 from vtk.util import numpy_support
 
 from ..errors import SceneError
-from ..image import make_image
+from ..volume import Volume
 from .host import enable_conversions, slicer
-from .nodes import ijk_to_ras, image_from_node, title_of, transform_between
+from .nodes import ijk_to_ras, title_of, transform_between, volume_from_node
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
     from numpy.typing import NDArray
 
-__all__ = ["Segments", "labelmap_from_node", "labelmap_from_segmentation", "mask_from_segment"]
+__all__ = [
+    "Segments",
+    "labelmap_from_node",
+    "labelmap_from_segmentation",
+    "mask_from_segment",
+    "volume_from_segment",
+]
 
 _BINARY = "Binary labelmap"
 
@@ -32,7 +38,7 @@ class Segments(NamedTuple):
 
     Attributes
     ----------
-    labelmap : MetaTensor, shape (1, I, J, K)
+    volume : Volume, shape (1, I, J, K)
         0 is outside, otherwise the label of the segment.
     names : dict of int to str
         Name of each label, in the order of the segments.
@@ -42,15 +48,21 @@ class Segments(NamedTuple):
         Overlaps and empty segments.
     """
 
-    labelmap: MetaTensor
+    volume: Volume
     names: dict[int, str]
     ids: dict[int, str]
     warnings: tuple[str, ...]
 
+    @property
+    def labelmap(self) -> MetaTensor:
+        """The same label map as an image (MetaTensor); needs torch."""
+        image: MetaTensor = self.volume.as_image()
+        return image
+
 
 def labelmap_from_segmentation(
     node: slicer.vtkMRMLSegmentationNode,
-    reference: MetaTensor | slicer.vtkMRMLVolumeNode,
+    reference: Volume | MetaTensor | slicer.vtkMRMLVolumeNode,
     segment_ids: Sequence[str] | None = None,
 ) -> Segments:
     """Read segments into one label map on the grid of a volume: labels 1, 2, ... in their order.
@@ -62,7 +74,7 @@ def labelmap_from_segmentation(
     ----------
     node : vtkMRMLSegmentationNode
         May have a parent transform, also a non-linear one.
-    reference : vtkMRMLVolumeNode or MetaTensor
+    reference : vtkMRMLVolumeNode, Volume or MetaTensor
         Whose grid is taken. A node's parent transform is respected; an image is taken to lie in
         world RAS.
     segment_ids : sequence of str, optional
@@ -97,15 +109,15 @@ def labelmap_from_segmentation(
             )
         labels[mask] = label
     return Segments(
-        make_image(labels, reader.affine, node.GetName() or ""), names, ids, tuple(warnings)
+        Volume(labels, reader.affine, node.GetName() or ""), names, ids, tuple(warnings)
     )
 
 
-def mask_from_segment(
+def volume_from_segment(
     node: slicer.vtkMRMLSegmentationNode,
     segment_id: str,
-    reference: MetaTensor | slicer.vtkMRMLVolumeNode,
-) -> MetaTensor:
+    reference: Volume | MetaTensor | slicer.vtkMRMLVolumeNode,
+) -> Volume:
     """Read one whole segment as a mask of 0 and 1, shape (1, I, J, K), on the grid of a volume.
 
     Raises
@@ -114,7 +126,17 @@ def mask_from_segment(
         If the segment does not exist.
     """
     reader = _Reader(node, reference)
-    return make_image(reader.mask(segment_id).astype(np.float32), reader.affine, segment_id)
+    return Volume(reader.mask(segment_id).astype(np.float32), reader.affine, segment_id)
+
+
+def mask_from_segment(
+    node: slicer.vtkMRMLSegmentationNode,
+    segment_id: str,
+    reference: Volume | MetaTensor | slicer.vtkMRMLVolumeNode,
+) -> MetaTensor:
+    """Read one segment as an image (MetaTensor): :func:`volume_from_segment` for the engine."""
+    image: MetaTensor = volume_from_segment(node, segment_id, reference).as_image()
+    return image
 
 
 def labelmap_from_node(node: slicer.vtkMRMLLabelMapVolumeNode) -> Segments:
@@ -129,8 +151,8 @@ def labelmap_from_node(node: slicer.vtkMRMLLabelMapVolumeNode) -> Segments:
         raise SceneError(
             f"A label map volume is needed; {type(node).__name__} was given. Choose a label map."
         )
-    labelmap = image_from_node(node)
-    found = np.unique(labelmap.as_tensor().numpy())
+    labelmap = volume_from_node(node)
+    found = np.unique(labelmap.voxels)
     if found.min() < 0 or not np.array_equal(found, np.round(found)):
         raise SceneError(
             f"The label map {title_of(node)} holds negative values or fractions. Choose a label "

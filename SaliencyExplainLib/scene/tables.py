@@ -58,7 +58,7 @@ def table_node(name: str, columns: Iterable[Column]) -> slicer.vtkMRMLTableNode:
 
 def region_node(name: str, regions: RegionTable) -> slicer.vtkMRMLTableNode:
     """Make the region table: one row a segment, one typed column a measurement."""
-    from ..regions import COLUMNS
+    from ..region_rows import COLUMNS
 
     columns = [
         (key, _TITLES.get(key, key), unit, description, [getattr(row, key) for row in regions.rows])

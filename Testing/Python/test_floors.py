@@ -13,14 +13,15 @@ PACKAGE = "SaliencyExplainLib"
 #: From the ground up. A name is a file or a folder of the library.
 FLOORS = [
     ("errors",),
-    ("image", "explanation"),
+    ("volume", "image", "explanation"),
     ("model", "target", "masks"),
     ("engine",),
     ("methods",),
     ("run",),
+    ("region_rows",),
     ("regions", "quality"),
     ("studies",),
-    ("__init__", "__main__", "scene", "worker", "cli", "figure", "contact_sheet", "panels", "planes", "demo"),
+    ("__init__", "__main__", "scene", "worker", "cli", "figure", "contact_sheet", "panels", "planes", "report", "demo"),
 ]
 FLOOR_OF = {name: height for height, names in enumerate(FLOORS) for name in names}
 #: Who may import what belongs to the application.

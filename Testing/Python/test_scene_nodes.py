@@ -124,7 +124,8 @@ def test_segments_become_labels_in_their_order_without_touching_the_scene(scene)
     volume = an_input(scene)
     node = a_segmentation(scene, {"left": LEFT, "right": RIGHT}, an_affine())
     before = node_ids(scene)
-    labelmap, names, ids, warnings = labelmap_from_segmentation(node, volume)
+    segments = labelmap_from_segmentation(node, volume)
+    labelmap, names, ids, warnings = (segments.labelmap, *segments[1:])
     assert names == {1: "left", 2: "right"}
     assert ids == {1: "id_left", 2: "id_right"}
     assert warnings == ()
