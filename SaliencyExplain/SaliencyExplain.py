@@ -1,23 +1,21 @@
-"""The scripted module: panel, parameter node, logic and self-test.
+"""The scripted module: the panel's lifecycle, and the self-test.
 
-Wiring only; the computing is in SaliencyExplainLib.
+Wiring only: the parts of the panel and the logic for the Python console are in
+SaliencyExplainPanel, the computing is in SaliencyExplainLib, which the panel runs in another
+process.
 """
 
 # ruff: noqa: PT009 - the self-test is a unittest.TestCase, which Slicer runs
-import contextlib
-import logging
 import sys
-import traceback
-from enum import Enum
+import time
+import unittest
 from pathlib import Path
 
 import qt
 import slicer
 import vtk
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
@@ -31,9 +29,32 @@ except ModuleNotFoundError as error:
     sys.path.append(str(Path(__file__).resolve().parent.parent))
     import SaliencyExplainLib
 
-NODE_CHANGED = "currentNodeChanged(vtkMRMLNode*)"
-RESOURCES = Path(__file__).resolve().parent / "Resources"
-DEMO_MODEL = RESOURCES / "Models" / "BrainTissue"
+try:
+    import SaliencyExplainPanel
+except ModuleNotFoundError as error:
+    # The application adds a module's own folder; who imports this file from elsewhere may not.
+    if error.name != "SaliencyExplainPanel":
+        raise
+    sys.path.append(str(Path(__file__).resolve().parent))
+    import SaliencyExplainPanel
+
+from SaliencyExplainPanel import asking, explaining, runs
+from SaliencyExplainPanel.computer_section import ComputerSection
+from SaliencyExplainPanel.demo import Demo
+from SaliencyExplainPanel.input_section import InputSection, first_volume
+from SaliencyExplainPanel.logic import RESOURCES, SaliencyExplainLogic
+from SaliencyExplainPanel.method_section import MethodSection
+from SaliencyExplainPanel.model_section import ModelSection
+from SaliencyExplainPanel.parameters import Region
+from SaliencyExplainPanel.results_section import ResultsSection
+from SaliencyExplainPanel.run_section import RunSection
+from SaliencyExplainPanel.runner import Runner, problem_of
+from SaliencyExplainPanel.settings import interpreter
+from SaliencyExplainPanel.target_section import TargetSection
+from SaliencyExplainPanel.widgets import later, set_text
+
+#: Packages of this extension, dropped when the module is reloaded.
+PACKAGES = (SaliencyExplainLib.__name__, SaliencyExplainPanel.__name__)
 
 
 class SaliencyExplain(ScriptedLoadableModule):
@@ -57,61 +78,32 @@ class SaliencyExplain(ScriptedLoadableModule):
             "The attribution methods are the work of many groups; each method names its paper. "
             "Built on 3D Slicer, PyTorch and MONAI."
         )
+        slicer.app.connect("startupCompleted()", registerSampleData)
 
 
-# -- Parameter node --------------------------------------------------------------------------------
-
-
-class Region(Enum):
-    """Where the explained score is taken; stored by name, so the names stay."""
-
-    AUTOMATIC = None
-    PREDICTION = "prediction"
-    SEGMENT = "segment"
-    EVERYWHERE = "everywhere"
-
-    def label(self):
-        return {
-            Region.AUTOMATIC: _("Automatic"),
-            Region.PREDICTION: _("Where the class is predicted"),
-            Region.SEGMENT: _("In the chosen segment"),
-            Region.EVERYWHERE: _("Everywhere"),
-        }[self]
-
-
-@parameterNodeWrapper
-class SaliencyExplainParameterNode:
-    """What the panel asks, saved with the scene.
-
-    Trust in a model is not saved: a scene may come from anybody.
-    """
-
-    inputVolume: vtkMRMLScalarVolumeNode
-    segmentation: vtkMRMLSegmentationNode
-    segmentID: str = ""
-    modelPath: str = ""
-    outputName: str = ""
-    region: Region = Region.AUTOMATIC
-    method: str = "integrated_gradients"
+def registerSampleData():
+    """Add the sample brain to the Sample Data module."""
+    Demo(RESOURCES).register()
 
 
 # -- Panel -----------------------------------------------------------------------------------------
 
 
 class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel. It opens without torch; packages are asked for when a model is loaded."""
+    """The panel: lifecycle, parameter node, and its sections put together.
+
+    It opens without torch; packages are asked for when a model is loaded.
+    """
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic = None
+        self.runner = None
         self._parameterNode = None
         self._guiTag = None
-        self._model = None
-        self._modelPath = ""
-        self._running = False
-        self._cancelRequested = False
-        self._updating = False
+        self._refreshing = False
+        self._refreshAsked = False
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
@@ -121,54 +113,83 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = SaliencyExplainLogic()
 
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.ui.segmentSelector.connect(NODE_CHANGED, self.onSegmentChanged)
-        self.ui.segmentSelector.connect("currentSegmentChanged(QString)", self.onSegmentChanged)
-        self.ui.modelFileButton.connect("clicked(bool)", self.onChooseFile)
-        self.ui.modelFolderButton.connect("clicked(bool)", self.onChooseFolder)
-        self.ui.demoModelButton.connect("clicked(bool)", self.onUseDemoModel)
-        self.ui.loadModelButton.connect("clicked(bool)", self.onLoadModel)
-        self.ui.outputComboBox.connect("currentIndexChanged(int)", self.onOutputChanged)
-        self.ui.methodComboBox.connect("currentIndexChanged(int)", self.onMethodChanged)
-        self.ui.applyButton.connect("clicked(bool)", self.onApply)
-        self.ui.cancelButton.connect("clicked(bool)", self.onCancel)
+        self.run = RunSection(self.ui, self)
+        self.runner = Runner(self.run, interpreter)
+        self.inputs = InputSection(self.ui, self)
+        self.model = ModelSection(self.ui, self, Demo(RESOURCES))
+        self.target = TargetSection(self.ui, self)
+        self.method = MethodSection(self.ui, self, self.model)
+        self.computer = ComputerSection(self.ui, self)
+        self.results = ResultsSection(self.ui, self)
+        self.ui.runNameLineEdit.connect("textChanged(QString)", self.onRunName)
 
-        self._updating = True
-        for name, method in SaliencyExplainLib.methods().items():
-            self.ui.methodComboBox.addItem(method.title, name)
-        self._updating = False
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(scene, scene.NodeAddedEvent, self.onNodesChanged)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onNodesChanged)
         self.initializeParameterNode()
 
     def cleanup(self):
-        self._cancelRequested = True
         self.setParameterNode(None)
         self.removeObservers()
+        if self.runner is not None:
+            self.runner.close()
 
     def enter(self):
         if self._parameterNode is None:
             self.initializeParameterNode()
-        self._showState()
+        self.refresh()
 
     def onReload(self):
-        # Only this file is executed again; without this the library would stay as it was.
-        for name in [name for name in sys.modules if name.split(".")[0] == "SaliencyExplainLib"]:
+        # Only this file is executed again; without this its packages would stay as they were.
+        for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
     def onSceneStartClose(self, caller, event):
-        self._cancelRequested = True
+        # A run belongs to the scene that is going away.
+        self.runner.stop()
+        self.results.close()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event):
         self.initializeParameterNode()
 
+    def onSceneEndImport(self, caller, event):
+        # The singleton parameter node may now hold what a loaded scene asked.
+        self.setParameterNode(None)
+        self.initializeParameterNode()
+
+    def onNodesChanged(self, caller, event):
+        # Many nodes come and go at once; the lists are renewed when Qt is back.
+        if not self._refreshAsked:
+            self._refreshAsked = True
+            later(self._onLater)
+
+    def _onLater(self):
+        self._refreshAsked = False
+        if self._parameterNode is not None:
+            self.chooseFirstVolume()
+            self.refresh()
+
     # Parameter node
+
+    @property
+    def parameters(self):
+        """The parameter node, None while the scene is being closed."""
+        return self._parameterNode
 
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
+        self.chooseFirstVolume()
+
+    def chooseFirstVolume(self):
         if self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = _firstVolume(slicer.mrmlScene)
+            volume = first_volume(slicer.mrmlScene)
+            if volume is not None:
+                self._parameterNode.inputVolume = volume
 
     def setParameterNode(self, parameterNode):
         if self._parameterNode is not None:
@@ -180,363 +201,116 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             )
         self._parameterNode = parameterNode
         if parameterNode is not None:
-            bound = [
-                widget
+            named = [
+                (widget.property("SlicerParameterName"), widget)
                 for widget in vars(self.ui).values()
-                if widget.property("SlicerParameterName")
             ]
-            widgets = {widget.property("SlicerParameterName"): widget for widget in bound}
+            widgets = {name: widget for name, widget in named if name}
             self._guiTag = parameterNode.connectParametersToGui(widgets)
             self.addObserver(
                 parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified
             )
-            self.onParameterNodeModified()
+            self.refresh()
 
     def onParameterNodeModified(self, caller=None, event=None):
-        if self._updating or self._parameterNode is None:
+        self.refresh()
+
+    def onRunName(self, text):
+        if self._parameterNode is not None and self._parameterNode.runName != text:
+            self._parameterNode.runName = text
+
+    # What the sections use
+
+    def refresh(self):
+        """Show everything that follows from parameter node, scene and runner."""
+        if self._refreshing or self._parameterNode is None:
             return
-        if self._parameterNode.modelPath != self._modelPath:
-            # Trust was given to another file.
-            self._modelPath = self._parameterNode.modelPath
-            self._model = None
-            self.ui.trustModelCheckBox.checked = False
-        self._updating = True
+        self._refreshing = True
         try:
-            self._showParameters()
+            parameters = self._parameterNode
+            set_text(self.ui.runNameLineEdit, parameters.runName)
+            for section in (self.inputs, self.model, self.target, self.method, self.results):
+                section.show(parameters)
+            self.computer.show()
+            self.run.show(asking.problems(parameters))
         finally:
-            self._updating = False
-        self._showState()
+            self._refreshing = False
 
-    def _showParameters(self):
-        node, ui = self._parameterNode, self.ui
-        ui.segmentSelector.setCurrentNode(node.segmentation)
-        ui.segmentSelector.setCurrentSegmentID(node.segmentID)
-        ui.methodComboBox.setCurrentIndex(ui.methodComboBox.findData(node.method))
-        labels = list(self._model.labels) if self._model is not None else []
-        shown = [ui.outputComboBox.itemData(index) for index in range(ui.outputComboBox.count)]
-        if shown != labels:
-            ui.outputComboBox.clear()
-            for index, label in enumerate(labels):
-                ui.outputComboBox.addItem(f"{index} {label}", label)
-        ui.outputComboBox.setCurrentIndex(
-            ui.outputComboBox.findData(node.outputName) if labels else -1
-        )
+    def say(self, text):
+        """Tell the user, without a dialog."""
+        self.run.say(text)
 
-    def _showState(self):
-        """Texts and enabled states that follow from everything else."""
-        ui = self.ui
-        ui.setupLabel.text = self.logic.setupSentence()
-        ui.setupLabel.visible = bool(ui.setupLabel.text)
-        ui.modelInfoLabel.text = (
-            self._model.describe() if self._model is not None else _("No model is loaded.")
-        )
-        if self._parameterNode is not None:
-            method = SaliencyExplainLib.methods().get(self._parameterNode.method)
-            ui.methodInfoLabel.text = "" if method is None else _methodSentence(method)
-        for button in (
-            ui.inputsCollapsibleButton,
-            ui.modelCollapsibleButton,
-            ui.questionCollapsibleButton,
-        ):
-            button.enabled = not self._running
-        problems = self._problems()
-        ui.applyButton.enabled = not problems and not self._running
-        ui.applyButton.toolTip = "\n".join(problems) or _(
-            "Explain the model on the volume and lay the map over it."
-        )
-        ui.cancelButton.enabled = self._running
+    def log(self, text):
+        """Write a line of the log."""
+        self.run.log(text)
 
-    def _problems(self):
-        """Why Apply cannot run, one sentence each."""
-        node, problems = self._parameterNode, []
-        if node is None or node.inputVolume is None:
-            problems.append(_("Choose an input volume."))
-        if self._model is None:
-            problems.append(_("Load a model; its outputs are then listed."))
-        elif len(self._model.channels) > 1:
-            problems.append(
-                _(
-                    "This model needs {count} volumes ({names}) and the panel gives one. In the "
-                    "Python console: from SaliencyExplain import SaliencyExplainLogic; "
-                    "SaliencyExplainLogic().explain([volume, ...], model)"
-                ).format(count=len(self._model.channels), names=", ".join(self._model.channels))
-            )
-        if (
-            node is not None
-            and node.region is Region.SEGMENT
-            and not (node.segmentation and node.segmentID)
-        ):
-            problems.append(_("Choose a segment, or another region."))
-        return problems
-
-    # Slots
-
-    def onSegmentChanged(self, _argument=None):
-        if self._updating or self._parameterNode is None:
-            return
-        self._updating = True
-        try:
-            self._parameterNode.segmentation = self.ui.segmentSelector.currentNode()
-            self._parameterNode.segmentID = self.ui.segmentSelector.currentSegmentID()
-        finally:
-            self._updating = False
-        self._showState()
-
-    def onOutputChanged(self, index):
-        if not self._updating and self._parameterNode is not None and index >= 0:
-            self._parameterNode.outputName = self.ui.outputComboBox.itemData(index)
-
-    def onMethodChanged(self, index):
-        if not self._updating and self._parameterNode is not None and index >= 0:
-            self._parameterNode.method = self.ui.methodComboBox.itemData(index)
-
-    def onChooseFile(self, _checked=False):
-        path = qt.QFileDialog.getOpenFileName(
-            slicer.util.mainWindow(),
-            _("Model file"),
-            "",
-            _("Models (*.zip *.ts *.pt);;All files (*)"),
-        )
-        if path:
-            self._parameterNode.modelPath = path
-
-    def onChooseFolder(self, _checked=False):
-        path = qt.QFileDialog.getExistingDirectory(
-            slicer.util.mainWindow(), _("Folder of a MONAI bundle")
-        )
-        if path:
-            self._parameterNode.modelPath = path
-
-    def onUseDemoModel(self, _checked=False):
-        # It holds no code, so it needs no trust.
-        self._parameterNode.modelPath = str(DEMO_MODEL)
-        self.onLoadModel()
-
-    def onLoadModel(self, _checked=False):
-        with self._errorsShown():
-            if not self._parameterNode.modelPath:
-                raise SaliencyExplainLib.errors.ModelError(
-                    _("No model is named. Choose a file or a folder first.")
-                )
-            self.logic.ensurePackages()
-            with slicer.util.WaitCursor():
-                self._model = SaliencyExplainLib.load_model(
-                    self._parameterNode.modelPath, trusted=self.ui.trustModelCheckBox.checked
-                )
-            if self._parameterNode.outputName not in self._model.labels:
-                self._parameterNode.outputName = _firstOutput(self._model)
-            self._say(_("The model is loaded."))
-        self.onParameterNodeModified()
-
-    def onApply(self, _checked=False):
-        if self._running or self._problems():
-            return
-        node = self._parameterNode
-        self._cancelRequested = False
-        self._setRunning(True)
-        try:
-            with self._errorsShown():
-                self.logic.ensurePackages()
-                target = self.logic.makeTarget(
-                    node.outputName,
-                    node.region,
-                    node.inputVolume,
-                    node.segmentation,
-                    node.segmentID,
-                )
-                published = self.logic.explain(
-                    [node.inputVolume],
-                    self._model,
-                    target,
-                    node.method,
-                    segmentationNode=node.segmentation,
-                    progress=self._onProgress,
-                    cancelled=lambda: self._cancelRequested,
-                )
-                self._say(
-                    "\n".join(
-                        [
-                            _("Done: {name}").format(name=published.volumes[0].GetName()),
-                            *published.warnings,
-                        ]
-                    )
-                )
-        finally:
-            self._setRunning(False)
-
-    def onCancel(self, _checked=False):
-        self._cancelRequested = True
-        self.ui.messageLabel.text = _("Stopping after this pass...")
-
-    # Running
-
-    def _setRunning(self, running):
-        self._running = running
-        self.ui.progressBar.setValue(0)
-        self._showState()
-
-    def _onProgress(self, fraction, message):
-        self.ui.progressBar.setValue(round(100 * fraction))
-        if not self._cancelRequested:
-            self._say(message)
-        # Inputs and Apply are disabled meanwhile, so no second run can start from here.
-        slicer.app.processEvents()
-
-    def _say(self, text):
-        self.ui.messageLabel.text = text
-        slicer.util.showStatusMessage(text.splitlines()[0] if text else "", 3000)
-
-    @contextlib.contextmanager
-    def _errorsShown(self):
-        """Show an error as a sentence; the traceback of an unforeseen one is in the details."""
-        errors = SaliencyExplainLib.errors
-        try:
-            yield
-        except errors.Cancelled:
-            self._say(_("Cancelled; the scene is as it was."))
-        except errors.SaliencyExplainError as error:
-            self._say(str(error))
-            slicer.util.errorDisplay(str(error))
-        except Exception as error:
-            logging.exception("SaliencyExplain")
-            text = _("This failed unexpectedly: {error}").format(error=error)
-            self._say(text)
-            slicer.util.errorDisplay(text, detailedText=traceback.format_exc())
-
-
-def _firstVolume(scene):
-    """First volume that is neither a label map nor a result of this module; None without any."""
-    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")):
-        node = scene.GetNthNodeByClass(index, "vtkMRMLScalarVolumeNode")
-        if not isinstance(node, slicer.vtkMRMLLabelMapVolumeNode) and not node.GetAttribute(
-            "SaliencyExplain.method"
-        ):
-            return node
-    return None
-
-
-def _methodSentence(method):
-    """What a method answers, what it costs and where it misleads."""
-    kind = _("signed") if method.signed else _("unsigned")
-    passes = method().passes()
-    cost = (
-        _("passes depend on the image")
-        if passes is None
-        else _("{count} passes").format(count=passes)
-    )
-    return _("{summary} ({kind}; {cost}.) Mind: {weaknesses}.").format(
-        summary=method.summary, kind=kind, cost=cost, weaknesses=method.weaknesses
-    )
-
-
-def _firstOutput(model):
-    """Class to begin with: the first that is no background."""
-    labels = [label for label in model.labels if label.lower() != "background"]
-    return labels[0] if labels else (model.labels[0] if model.labels else "")
-
-
-# -- Logic -----------------------------------------------------------------------------------------
-
-
-class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
-    """Nodes in, nodes out; also for the Python console and other modules."""
-
-    def __init__(self):
-        ScriptedLoadableModuleLogic.__init__(self)
-
-    def getParameterNode(self):
-        return SaliencyExplainParameterNode(super().getParameterNode())
-
-    def setupSentence(self):
-        """What has to be installed before a model can be loaded; empty when nothing is missing."""
-        return SaliencyExplainLib.scene.packages.setup_sentence()
+    def report(self, text, details=""):
+        """Tell of an error, with details for whoever wants them."""
+        self.run.say(text)
+        if details:
+            self.run.log(details)
+            slicer.util.errorDisplay(text, detailedText=details)
+        else:
+            slicer.util.errorDisplay(text)
 
     def ensurePackages(self):
-        """Install what is missing after a question; raises MissingPackageError if it stays so."""
-        SaliencyExplainLib.scene.packages.ensure_packages(RESOURCES / "requirements.txt")
+        """Whether this computer can compute; asks to install what is missing."""
+        problem = self.computer.problem()
+        if problem and not interpreter():
+            try:
+                self.logic.ensurePackages()
+                problem = ""
+            except SaliencyExplainLib.SaliencyExplainError as error:
+                problem = str(error)
+            self.refresh()
+        if problem:
+            self.report(problem)
+        return not problem
 
-    def makeTarget(self, outputName, region, volumeNode, segmentationNode=None, segmentID=""):
-        """Make the target that the panel asks for; `region` is a member of Region."""
-        mask = None
-        if region is Region.SEGMENT:
-            mask = SaliencyExplainLib.scene.mask_from_segment(
-                segmentationNode, segmentID, volumeNode
-            )
-        return SaliencyExplainLib.Target(
-            output=outputName or None, region=region.value, segment=mask
-        )
+    def apply(self, trusted=None):
+        """Start a run with what the panel asks.
 
-    def explain(
-        self,
-        volumeNodes,
-        model,
-        target=None,
-        method="integrated_gradients",
-        segmentationNode=None,
-        parameters=None,
-        progress=None,
-        cancelled=None,
-        trusted=False,
-        modelOptions=None,
-    ):
-        """Explain a model on volumes of the scene and publish the result.
-
-        :param volumeNodes: a volume node, or a list of them: the channels of the model in its
-            order.
-        :param model: SaliencyExplainLib.Model, path of a model file, or torch.nn.Module.
-        :param target: SaliencyExplainLib.Target; by default the only or the predicted class.
-        :param method: name from SaliencyExplainLib.methods().
-        :param segmentationNode: optional; its segments become the rows of the region table.
-        :param parameters: dictionary of the method's parameters.
-        :param progress: called with a fraction (0 to 1) and a message between passes.
-        :param cancelled: called between passes; returning True stops the run.
-        :param trusted: whether code that a model file carries may run.
-        :param modelOptions: further arguments of SaliencyExplainLib.load_model (task, labels,
-            preprocess...).
-        :return: SaliencyExplainLib.scene.Published with the new nodes.
-        :raises SaliencyExplainLib.SaliencyExplainError: with what to do. The scene is then as it
-            was.
+        :param trusted: answer to the question whether the model's file may run code; None asks.
         """
-        sx = SaliencyExplainLib
-        nodes = list(volumeNodes) if isinstance(volumeNodes, (list, tuple)) else [volumeNodes]
-        image = sx.scene.image_from_nodes(nodes)
-        segments = None
-        if segmentationNode is not None:
-            segments = sx.scene.labelmap_from_segmentation(segmentationNode, nodes[0])
-        if not isinstance(model, sx.Model):
-            model = sx.load_model(model, trusted=trusted, **(modelOptions or {}))
-        explanation = sx.explain(
-            model,
-            image,
-            target,
-            method,
-            progress=progress,
-            cancelled=cancelled,
-            **(parameters or {}),
-        )
-        regions = None
-        if segments is not None:
-            regions = sx.region_table(explanation, segments.labelmap, segments.names)
-        scene = nodes[0].GetScene()
-        if scene is None:
-            raise sx.errors.SceneError(
-                _("The input volume was removed while the network ran. Nothing was added.")
+        parameters = self._parameterNode
+        if self.runner.busy or asking.problems(parameters) or not self.ensurePackages():
+            return
+        try:
+            run = explaining.Explaining(
+                asking.ask(parameters),
+                self.model.source(parameters),
+                asking.labelmaps_wanted(parameters),
             )
-        return sx.scene.publish(
-            explanation,
-            scene,
-            input_volume=nodes,
-            regions=regions,
-            segmentation=segmentationNode,
-            warnings=segments.warnings if segments is not None else (),
+        except Exception as error:
+            self._onFailed(problem_of(error), trusted)
+            return
+        self.results.remember()
+        self.log(
+            _("{method} on {volume}").format(
+                method=SaliencyExplainLib.methods()[parameters.method].title,
+                volume=parameters.inputVolume.GetName(),
+            )
         )
+        self.runner.run(run, self._onPublished, lambda one: self._onFailed(one, trusted))
+
+    def _onFailed(self, problem, trusted):
+        self.model.retryTrusted(problem, self.apply, trusted)
+
+    def _onPublished(self, published):
+        self.results.added(published)
+        name = published.volumes[0].GetName()
+        self.say("\n".join([_("Done: {name}").format(name=name), *published.warnings]))
+        self.refresh()
 
 
 # -- Self-test -------------------------------------------------------------------------------------
 
 
 class SaliencyExplainTest(ScriptedLoadableModuleTest):
-    """Runs in the application; each test stands alone."""
+    """Runs in the application; each test stands alone, and says why when it is skipped."""
+
+    #: Longest time that the demo may take on a slow computer, in seconds.
+    patience = 600
 
     def setUp(self):
         slicer.mrmlScene.Clear()
@@ -545,7 +319,10 @@ class SaliencyExplainTest(ScriptedLoadableModuleTest):
         for name in [name for name in dir(self) if name.startswith("test_")]:
             self.setUp()
             self.delayDisplay(name)
-            getattr(self, name)()
+            try:
+                getattr(self, name)()
+            except unittest.SkipTest as reason:
+                self.delayDisplay(_("{name}: skipped ({reason})").format(name=name, reason=reason))
 
     def test_methodsAreListedWithoutTorch(self):
         self.assertIn("integrated_gradients", SaliencyExplainLib.methods())
@@ -558,10 +335,17 @@ class SaliencyExplainTest(ScriptedLoadableModuleTest):
         self.assertEqual(again.region, Region.EVERYWHERE)
         self.assertEqual(again.modelPath, 'a "quoted" path')
 
+    def test_thePanelOpensBoundToItsParameterNode(self):
+        panel = slicer.util.getModuleWidget("SaliencyExplain")
+        panel.initializeParameterNode()
+        self.assertIsNotNone(panel.parameters)
+        panel.ui.layerMapCheckBox.checked = True
+        self.assertTrue(panel.parameters.layerMap)
+        self.assertFalse(panel.ui.applyButton.enabled)
+        self.assertTrue(panel.ui.applyButton.toolTip)
+
     def test_aVolumeIsExplained(self):
-        missing = SaliencyExplainLogic().setupSentence()
-        if missing:
-            self.skipTest(missing)
+        self._skipWithoutTorch()
         import numpy as np
         import torch
 
@@ -572,7 +356,7 @@ class SaliencyExplainTest(ScriptedLoadableModuleTest):
         published = SaliencyExplainLogic().explain(
             volume,
             network,
-            SaliencyExplainLib.Target(output="lesion", region="everywhere"),
+            SaliencyExplainLogic().makeTarget("lesion", Region.EVERYWHERE),
             "gradient",
             modelOptions={"task": "segmentation", "labels": ["background", "lesion"]},
         )
@@ -582,3 +366,33 @@ class SaliencyExplainTest(ScriptedLoadableModuleTest):
         )
         self.assertIs(result.GetNodeReference("SaliencyExplain.inputVolume"), volume)
         self.assertGreater(np.abs(slicer.util.arrayFromVolume(result)).max(), 0)
+
+    def test_thePanelExplainsTheDemoInAnotherProcess(self):
+        self._skipWithoutTorch()
+        panel = slicer.util.getModuleWidget("SaliencyExplain")
+        panel.initializeParameterNode()
+        panel.model.loadDemo()
+        self._waitWhileBusy(panel)
+        panel.parameters.method = "gradient"
+        self.assertEqual(panel.ui.applyButton.toolTip.count("Choose"), 0)
+        panel.apply()
+        self._waitWhileBusy(panel)
+        self.assertIsNotNone(panel.parameters.result, panel.ui.statusLabel.text)
+        self.assertGreater(runs.table_of(panel.parameters.result).GetNumberOfRows(), 3)
+
+    def _skipWithoutTorch(self):
+        missing = SaliencyExplainLogic().setupSentence()
+        if missing:
+            self.skipTest(missing)
+
+    def _waitWhileBusy(self, panel):
+        loop, ended = qt.QEventLoop(), time.monotonic() + self.patience
+        timer = qt.QTimer()
+        timer.connect(
+            "timeout()",
+            lambda: loop.quit() if not panel.runner.busy or time.monotonic() > ended else None,
+        )
+        timer.start(50)
+        loop.exec_()
+        timer.stop()
+        self.assertFalse(panel.runner.busy, "the worker did not answer in time")

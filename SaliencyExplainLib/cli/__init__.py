@@ -1,4 +1,4 @@
-"""The shell: ``python -m SaliencyExplainLib explain|layers|methods|model|regions|demo``.
+"""The shell: ``python -m SaliencyExplainLib explain|layers|evaluate|methods|...``.
 
 Results go to standard output (one JSON object with ``--json``), progress and errors to standard
 error. The exit status is 0 only on success, 1 after an error, 2 when the arguments are wrong and

@@ -32,6 +32,17 @@ when all is done; those of an earlier run are replaced, other files stay.""",
 
 In --output it writes layers.png (a small picture a layer), layers.json (what each layer is, and
 what speaks against its map) and layer_maps/ (each map on the layer's own grid).""",
+    "evaluate": f"""examples:
+  {_PROGRAM} evaluate --model BrainTissue --image t1.nii.gz --method integrated_gradients \\
+      --target "white matter" --segments tissues.nii.gz --sanity --output trust
+  {_PROGRAM} evaluate --model BrainTissue --image t1.nii.gz --target "white matter" \\
+      --methods gradient,integrated_gradients,grad_cam --metrics quick --output trust
+
+What it costs in passes over the volume is said before. In --output it writes report.html (one page
+that opens anywhere and can be printed), figures/ (as PNG), explanation/ (the map and how it was
+made), evaluation.json (everything), metrics.csv, and regions.csv, ranking.csv and comparison.csv
+where there are any. They appear together, when all is done; those of an earlier run are replaced,
+other files stay.""",
     "methods": f"""examples:
   {_PROGRAM} methods
   {_PROGRAM} methods integrated_gradients""",
@@ -79,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _explain(command("explain", "explain", "explain one output of a network for an image"))
     _layers(command("layers", "layers", "show the maps of all layers, from one pass"))
+    _evaluate(command("evaluate", "evaluate", "say how far a map can be trusted, with a report"))
     methods = command("methods", "describe", "list the attribution methods, or describe one")
     methods.add_argument("name", nargs="?", metavar="NAME", help="method to describe")
     model = command("model", "describe", "describe a model file")
@@ -137,6 +149,33 @@ def _layers(parser: argparse.ArgumentParser) -> None:
     add = results.add_argument
     add("--plane", choices=("axial", "coronal", "sagittal"), default="axial", help="of layers.png")
     add("--no-figure", action="store_true", help="no layers.png (needs no matplotlib)")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    _model_and_image(parser)
+    add = parser.add_argument
+    add("--method", metavar="NAME", help="see: methods; left out: the best of --methods")
+    add("--param", action="append", default=[], metavar="KEY=VALUE", help="parameter of --method")
+    _target(parser)
+    checks = parser.add_argument_group("what is measured")
+    add = checks.add_argument
+    add("--metrics", metavar="A,B,...", help="by name, or usual (default), quick, all")
+    changed = "parameter of a metric, for example deletion.steps=5"
+    add("--metric-param", action="append", default=[], metavar="METRIC.KEY=VALUE", help=changed)
+    add("--methods", metavar="A,B,...", help="rank these methods: which one should I use here?")
+    add(
+        "--sanity",
+        nargs="?",
+        const="cascading",
+        choices=("cascading", "independent"),
+        help="whether the map depends on what the network learned: randomise its weights",
+    )
+    add("--draws", type=_count, default=3, metavar="N", help="random networks a stage (default 3)")
+    add("--repeatability", action="store_true", help="run the method again on changed scans")
+    add("--truth", type=Path, metavar="LABELMAP", help="evidence that is known to be right (> 0)")
+    results = _results(parser)
+    add = results.add_argument
+    add("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values of the maps")
 
 
 def _model_and_image(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +256,12 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as {{...}}")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed; {text!r} was given")
+    return int(text)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -43,12 +43,13 @@ def run_methods(options: Any) -> None:
 def run_model(options: Any) -> None:
     """Describe a model file, and its layers when asked."""
     from .. import load_model
+    from ..model import model_facts
     from .question import load_options
 
     model = load_model(options.model, trusted=options.trust, **load_options(options))
     layers = _layers(model, options.shape) if options.layers else None
     if options.json:
-        print_json(_facts(model) | ({} if layers is None else {"layers": layers}))
+        print_json(model_facts(model) | ({} if layers is None else {"layers": layers}))
         return
     say(model.describe())
     if layers is None:
@@ -77,35 +78,14 @@ def _card(name: str, method: type[Method]) -> dict[str, Any]:
     return card | {"passes": method().passes(), "parameters": parameters}
 
 
-def _facts(model: Model) -> dict[str, Any]:
-    return {
-        "task": model.task,
-        "labels": list(model.labels),
-        "channels": list(model.channels),
-        "parameters": sum(one.numel() for one in model.network.parameters()),
-        "activation": model.activation,
-        "preprocessing": model.preprocess.describe(),
-        "inference": model.inferer.describe(),
-        "provenance": model.provenance,
-    }
-
-
 def _layers(model: Model, shape: list[int] | None) -> list[dict[str, Any]]:
     if shape is not None and min(shape) < 1:
         raise ModelError(f"--shape needs four sizes of 1 or more (C I J K); {shape} was given.")
+    from ..model import layer_facts
+
     found = model.layers(shape=None if shape is None else tuple(shape))
     chosen = default_layers(found, model.task)
     return [
-        {
-            "name": one.name,
-            "kind": one.kind,
-            "shape": list(one.shape),
-            "origin_voxels": list(one.grid.origin),
-            "spacing_voxels": list(one.grid.spacing),
-            "place_followed": one.grid.exact,
-            "feeds_instance_norm": one.feeds_instance_norm,
-            "problem": one.problem,
-            "default_of": [name for name, layer in chosen.items() if layer == one.name],
-        }
-        for one in found
+        {**facts, "default_of": [name for name, layer in chosen.items() if layer == facts["name"]]}
+        for facts in layer_facts(found)
     ]

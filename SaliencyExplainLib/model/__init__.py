@@ -1,5 +1,6 @@
 """Any model file as one :class:`Model`: network, task, labels, preprocessing, inference."""
 
+from .facts import layer_facts, model_facts
 from .inferer import WholeVolume, WindowPlan, Windows, plan_windows
 from .layers import Grid, LayerInfo, trace_layers
 from .load import load_model
@@ -14,7 +15,9 @@ __all__ = [
     "WholeVolume",
     "WindowPlan",
     "Windows",
+    "layer_facts",
     "load_model",
+    "model_facts",
     "plan_windows",
     "trace_layers",
 ]

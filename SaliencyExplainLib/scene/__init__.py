@@ -12,7 +12,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import packages
     from .colors import make_color_node, set_dead_band
     from .display import (
         jump_to,
@@ -54,7 +53,6 @@ __all__ = [
     "make_color_node",
     "mask_from_segment",
     "new_scene",
-    "packages",
     "peak_world_ras",
     "point_from_node",
     "publish",
@@ -101,8 +99,6 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "packages":
-        return importlib.import_module(".packages", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MethodError, ModelError, SaliencyExplainError, UntrustedModelError
+from ..errors import MethodError, ModelError, UntrustedModelError
 from .protocol import ModelSource, Trust, json_values
 from .trust import fingerprint, sha256_of
 
 if TYPE_CHECKING:
     from ..model import LayerInfo, Model
 
-__all__ = ["ModelCache", "NotTrustedError", "default_layers", "layer_facts", "model_facts"]
+__all__ = ["ModelCache", "NotTrustedError", "default_layers", "described"]
 
 _OPTIONS = (
     "task",
@@ -104,68 +103,19 @@ def _loaded(source: ModelSource, sha256: str) -> Model:
         raise NotTrustedError(reason, Trust(source.path, sha256, reason)) from error
 
 
-def model_facts(model: Model, sha256: str = "") -> dict[str, Any]:
-    """Describe a model as JSON values."""
-    roi = getattr(model.inferer, "roi_size", None)
-    facts = {
-        "task": model.task,
-        "labels": list(model.labels),
-        "channels": list(model.channels),
-        "parameters": sum(one.numel() for one in model.network.parameters()),
-        "activation": model.activation,
-        "preprocessing": model.preprocess.describe(),
-        "inference": model.inferer.describe(),
-        "spacing_mm": _spacing(model.preprocess.transform),
-        "window": None if roi is None else list(roi),
-        "scripted": model.scripted,
-        "device": str(model.device),
-        "format": model.provenance.get("format", ""),
-        "name": model.provenance.get("name", ""),
-        "sha256": sha256,
-        "text": model.describe(),
-        "provenance": model.provenance,
-    }
+def described(model: Model, sha256: str = "") -> dict[str, Any]:
+    """Describe a model as JSON values, with the hash of the file or folder as it is trusted."""
+    from ..model import model_facts
+
+    facts = {**model_facts(model), "sha256": sha256, "text": model.describe()}
     made: dict[str, Any] = json_values(facts)
     return made
-
-
-def _spacing(transform: Any) -> list[float] | None:
-    """Voxel size that the preprocessing resamples to, in mm; None where it does not."""
-    steps = list(getattr(transform, "transforms", [transform]))
-    for step in reversed(steps):
-        inner = getattr(step, "spacing_transform", step)
-        found = getattr(inner, "pixdim", None)
-        if found is not None:
-            sizes = [float(one) for one in list(found)[:3]]
-            # One number stands for all axes; NaN and 0 leave an axis as it is.
-            sizes = sizes * 3 if len(sizes) == 1 else sizes
-            return sizes if len(sizes) == 3 and all(size > 0 for size in sizes) else None
-    return None
-
-
-def layer_facts(layers: Sequence[LayerInfo]) -> list[dict[str, Any]]:
-    """Describe layers as JSON values, in the order in which they run."""
-    return [
-        {
-            "name": one.name,
-            "kind": one.kind,
-            "shape": list(one.shape),
-            "origin_voxels": list(one.grid.origin),
-            "spacing_voxels": list(one.grid.spacing),
-            "place_followed": one.grid.exact,
-            "feeds_instance_norm": one.feeds_instance_norm,
-            "leaf": one.leaf,
-            "activation": one.activation,
-            "final": one.final,
-        }
-        for one in layers
-    ]
 
 
 def default_layers(
     layers: Sequence[LayerInfo], task: str, methods: Sequence[str]
 ) -> Mapping[str, str | None]:
-    """Layer that each method takes when none is named; None where it takes none.
+    """Layer that each method takes when none is named; None where it takes or knows none.
 
     Raises
     ------
@@ -173,15 +123,10 @@ def default_layers(
         If a method is unknown.
     """
     from .. import methods as known_methods
-    from ..methods.layer import default_layer
+    from ..methods.layer import default_layers as all_defaults
 
-    known, found = known_methods(), {}
+    known, found = known_methods(), all_defaults(layers, task)
     for name in methods:
         if name not in known:
             raise MethodError(f"There is no method {name!r}. All: {', '.join(known)}.")
-        takes = any(one.name == "layer" for one in fields(known[name]))
-        try:
-            found[name] = default_layer(layers, task).name if takes else None
-        except SaliencyExplainError:
-            found[name] = None
-    return found
+    return {name: found.get(name) for name in methods}

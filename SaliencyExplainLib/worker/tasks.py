@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingPackageError
 from .jobs import is_reference, read_array, write_result
-from .models import ModelCache, default_layers, layer_facts, model_facts
+from .models import ModelCache, default_layers, described
 from .protocol import (
     PROTOCOL,
     Explain,
@@ -169,10 +169,12 @@ class Tasks:
     def _load(self, request: Load) -> dict[str, Any]:
         started = time.monotonic()
         model, warm = self._models.load(request.model)
-        facts = model_facts(model, self._models.sha256)
+        facts = described(model, self._models.sha256)
         return {**facts, "warm": warm, "seconds": round(time.monotonic() - started, 3)}
 
     def _layers(self, request: Layers) -> dict[str, Any]:
+        from ..model import layer_facts
+
         model, _ = self._models.load(request.model)
         image = None if request.image is None else _image(request.image)
         shape = None if request.shape is None else tuple(int(one) for one in request.shape)

@@ -29,6 +29,12 @@ OPTIONAL_KEYS = {
     "scm_type",
     "tier",
 }
+#: Type of each key's value in the schema.
+TYPES = {"build_dependencies": list, "enabled": bool, "tier": int}
+#: Of the categories that the Index accepts, those that could be this extension's.
+ACCEPTED_CATEGORIES = {"Analysis", "Developer Tools", "Quantification", "Segmentation"}
+#: Largest checkout that the Index accepts.
+MOST_BYTES = 100_000_000
 NEEDED_BY_THE_CATALOGUE = (
     "EXTENSION_HOMEPAGE",
     "EXTENSION_CATEGORY",
@@ -120,9 +126,10 @@ def test_the_script_that_writes_the_lists_agrees_with_them() -> None:
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-def test_every_folder_with_python_files_of_the_library_is_a_package() -> None:
-    library = ROOT / "SaliencyExplainLib"
-    folders = {path.parent for path in library.rglob("*.py")}
+@pytest.mark.parametrize("package", ["SaliencyExplainLib", "SaliencyExplain/SaliencyExplainPanel"])
+def test_every_folder_with_python_files_of_a_package_is_one(package: str) -> None:
+    folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+    assert folders
     without = [folder.name for folder in folders if not (folder / "__init__.py").is_file()]
     assert not without
 
@@ -131,6 +138,24 @@ def test_the_module_folder_holds_no_python_file_but_the_module() -> None:
     """Slicer takes every Python file directly in it for a module."""
     names = {path.name for path in (ROOT / "SaliencyExplain").glob("*.py")}
     assert names <= {"SaliencyExplain.py"}
+
+
+def test_slicers_drop_of_a_folder_finds_the_module_and_not_its_packages() -> None:
+    """It reads the bare name of the base class and skips folders that are packages."""
+    text = (ROOT / "SaliencyExplain" / "SaliencyExplain.py").read_text(encoding="utf-8")
+    bases = {
+        one.name: [ast.unparse(base) for base in one.bases]
+        for one in ast.parse(text).body
+        if isinstance(one, ast.ClassDef)
+    }
+    assert bases["SaliencyExplain"] == ["ScriptedLoadableModule"]
+    inner = [path.parent for path in (ROOT / "SaliencyExplain").glob("*/*.py")]
+    assert all((folder / "__init__.py").is_file() for folder in inner)
+
+
+def test_the_sample_data_come_with_the_licence_of_their_source() -> None:
+    licence = ROOT / "SaliencyExplain" / "Resources" / "SampleData" / "LICENSE"
+    assert "McConnell Brain Imaging Centre" in licence.read_text(encoding="utf-8")
 
 
 def test_the_library_is_installed_into_a_folder_of_its_own_beside_the_module() -> None:
@@ -176,6 +201,17 @@ def test_picture_addresses_are_of_pictures_that_the_catalogue_accepts(
         assert Path(urlsplit(address).path).suffix in {".png", ".jpg", ".jpeg", ".gif"}
 
 
+def test_every_screenshot_of_the_catalogue_is_in_this_repository(
+    extension: dict[str, list[str]], index_entry: dict[str, object]
+) -> None:
+    repository = urlsplit(index_entry["scm_url"]).path.removesuffix(".git")
+    start = f"{repository}/{index_entry['scm_revision']}/"
+    for address in extension["EXTENSION_SCREENSHOTURLS"][0].split():
+        path = urlsplit(address).path
+        assert path.startswith(start)
+        assert (ROOT / path.removeprefix(start)).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def test_the_icon_address_leads_to_the_icon_of_this_repository(
     extension: dict[str, list[str]], index_entry: dict[str, object]
 ) -> None:
@@ -202,6 +238,26 @@ def test_the_index_entry_has_the_keys_of_the_schema_and_no_others(
     assert index_entry.keys() <= REQUIRED_KEYS | OPTIONAL_KEYS
     assert index_entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.1.json#")
     assert b"\r" not in INDEX_ENTRY.read_bytes()
+
+
+def test_the_values_of_the_index_entry_are_of_the_types_and_within_the_bounds_of_the_schema(
+    index_entry: dict[str, object],
+) -> None:
+    for key, value in index_entry.items():
+        assert type(value) is TYPES.get(key, str), key
+    assert all(isinstance(one, str) for one in index_entry["build_dependencies"])
+    assert 1 <= index_entry["tier"] <= 5
+    assert index_entry["category"] in ACCEPTED_CATEGORIES
+    assert urlsplit(index_entry["scm_url"]).scheme in {"https", "git"}
+
+
+def test_the_checkout_is_smaller_than_the_index_accepts() -> None:
+    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("this is no git checkout")
+    paths = [ROOT / name for name in listing.stdout.split("\0") if name]
+    assert sum(path.stat().st_size for path in paths if path.is_file()) < MOST_BYTES
 
 
 def test_the_index_entry_depends_on_the_same_extensions_as_cmake(

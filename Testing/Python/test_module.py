@@ -1,22 +1,24 @@
-"""The scripted module: its logic on a real scene, its panel on strict stand-ins, its .ui file.
+"""What the panel asks: model, target and method.
 
-The panel's widgets are stand-ins (see slicer_stand_ins.py): these tests check the wiring, not Qt.
+The scene is Slicer's own (slicer-core), plain Qt widgets are real (PySide6), CTK and MRML widgets
+and the application are stand-ins (slicer_stand_ins.py), and the worker is played by the test: what
+is checked is wiring and what becomes of the scene, not how Slicer behaves.
 """
 
 from __future__ import annotations
 
-import sys
+import json
 
 import numpy as np
 import pytest
 import slicer
 import slicer_stand_ins
-import torch
-from scene_cases import SHAPE, a_segmentation, an_affine, an_input, hierarchy, node_ids
+from panel_cases import LOADED, a_played_panel, load, masks
+from scene_cases import a_segmentation, an_affine, an_input
+from widget_stand_ins import process_events
 
 import SaliencyExplainLib as sx
-
-OPTIONS = {"task": "segmentation", "labels": ["background", "lesion"], "channels": ["T1"]}
+from SaliencyExplainLib import worker
 
 
 @pytest.fixture
@@ -32,277 +34,318 @@ def shown(monkeypatch, scene):
 
 
 @pytest.fixture
-def panel(shown, scene):
+def panel(shown, scene, monkeypatch):
     an_input(scene, name="Head")
-    with slicer_stand_ins.a_panel(shown) as one:
+    with a_played_panel(shown, monkeypatch) as one:
         yield one
 
 
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    return torch.nn.Conv3d(1, 2, 3, padding=1)
-
-
-def _load(panel, monkeypatch, network, **options):
-    """Load a network through the panel's button, without a file."""
-    model = sx.load_model(network, **{**OPTIONS, **options})
-    monkeypatch.setitem(vars(sx), "load_model", lambda path, trusted=False: model)
-    panel.ui.modelPathLineEdit.text = "some model.ts"
-    panel.ui.loadModelButton.click()
-
-
-def _masks():
-    left, right = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
-    left[:2], right[4:] = 1, 1
-    return {"left": left, "right": right}
-
-
-# -- logic ---------------------------------------------------------------------------------------
-
-
-def test_the_logic_explains_a_volume_and_publishes_nodes(shown, scene, network):
-    volume = an_input(scene)
-    node = a_segmentation(scene, _masks(), an_affine())
-    told = []
-    published = shown.module.SaliencyExplainLogic().explain(
-        volume,
-        network,
-        sx.Target(output="lesion", region="everywhere"),
-        "gradient",
-        segmentationNode=node,
-        progress=lambda fraction, message: told.append(fraction),
-        modelOptions=OPTIONS,
-    )
-    expected = sx.explain(
-        sx.load_model(network, **OPTIONS),
-        sx.scene.image_from_node(volume),
-        sx.Target(output="lesion", region="everywhere"),
-        "gradient",
-    )
-    found = sx.scene.image_from_node(published.volumes[0])
-    np.testing.assert_allclose(found.as_tensor(), expected.map.as_tensor(), rtol=1e-6)
-    np.testing.assert_allclose(found.affine, an_affine(), atol=1e-9)
-    names = published.table.GetTable().GetColumnByName("name")
-    assert [names.GetValue(row) for row in range(3)] == ["outside", "left", "right"]
-    assert published.volumes[0].GetName() == "CT Gradient: lesion"
-    assert told[-1] == pytest.approx(1.0)
-    assert "SaliencyExplain results" in hierarchy(scene)
-
-
-def test_several_volumes_are_the_channels(shown, scene):
-    volumes = [an_input(scene, name="FLAIR"), an_input(scene, name="T1")]
-    published = shown.module.SaliencyExplainLogic().explain(
-        volumes,
-        torch.nn.Conv3d(2, 2, 1),
-        sx.Target(output=1, region="everywhere"),
-        "input_x_gradient",
-        modelOptions={"task": "segmentation"},
-    )
-    assert [node.GetName().rpartition("(")[2] for node in published.volumes[1:]] == [
-        "FLAIR)",
-        "T1)",
-    ]
-
-
-def test_a_segment_can_be_the_region(shown, scene, network):
-    volume, node = an_input(scene), a_segmentation(scene, _masks(), an_affine())
-    logic = shown.module.SaliencyExplainLogic()
-    region = shown.module.Region.SEGMENT
-    target = logic.makeTarget("lesion", region, volume, node, "id_left")
-    published = logic.explain(volume, network, target, "gradient", modelOptions=OPTIONS)
-    voxels = sx.scene.image_from_node(published.volumes[0]).as_tensor()[0]
-    # The gradient of a 3 x 3 x 3 convolution reaches one voxel beyond the segment.
-    assert voxels[:3].abs().min() > 0
-    assert voxels[3:].abs().max() == 0
-
-
-@pytest.mark.parametrize("way", ["cancelled", "wrong method", "wrong class", "removed"])
-def test_a_run_that_fails_or_is_cancelled_leaves_the_scene_as_it_was(shown, scene, network, way):
-    volume = an_input(scene)
-    nodes, tree = node_ids(scene), hierarchy(scene)
-    target = sx.Target(output="tumor" if way == "wrong class" else "lesion", region="everywhere")
-    progress = (lambda *_: scene.RemoveNode(volume)) if way == "removed" else None
-    with pytest.raises(sx.SaliencyExplainError):
-        shown.module.SaliencyExplainLogic().explain(
-            volume,
-            network,
-            target,
-            "magic" if way == "wrong method" else "gradient",
-            progress=progress,
-            cancelled=lambda: way == "cancelled",
-            modelOptions=OPTIONS,
-        )
-    assert [one for one in nodes if one != volume.GetID()] == [
-        one for one in node_ids(scene) if one != volume.GetID()
-    ]
-    assert hierarchy(scene) == tree
-
-
-# -- panel ---------------------------------------------------------------------------------------
+# -- opening ---------------------------------------------------------------------------------------
 
 
 def test_the_panel_opens_with_a_volume_methods_and_reasons_why_it_cannot_run(panel):
-    assert panel.ui.inputVolumeSelector.currentNode().GetName() == "Head"
-    assert panel.ui.methodComboBox.count == len(sx.methods())
-    assert panel.ui.methodComboBox.currentText == "Integrated gradients"
-    assert "passes" in panel.ui.methodInfoLabel.text
-    assert not panel.ui.applyButton.enabled
-    assert panel.ui.applyButton.toolTip == "Load a model; its outputs are then listed."
-    assert not panel.ui.setupLabel.visible
+    ui = panel.ui
+    assert ui.inputVolumeSelector.currentNode().GetName() == "Head"
+    assert ui.methodList.count == len(sx.methods())
+    assert ui.methodList.currentItem().text().startswith("Integrated gradients")
+    assert "passes" in ui.methodInfoLabel.text
+    assert not ui.applyButton.enabled
+    assert ui.applyButton.toolTip == "Choose a model file or folder, or press Load demo."
+    assert ui.setupFrame.isHidden()
+    assert ui.progressBar.isHidden()
+    assert panel.played.requests == {}
 
 
-def test_a_label_map_or_a_result_is_not_chosen_as_input(shown, scene):
+def test_a_label_map_or_a_result_is_not_chosen_as_input(shown, scene, monkeypatch):
     scene.AddNode(slicer.vtkMRMLLabelMapVolumeNode())
     an_input(scene, name="Result").SetAttribute("SaliencyExplain.method", "gradient")
     an_input(scene, name="Head")
-    with slicer_stand_ins.a_panel(shown) as panel:
+    with a_played_panel(shown, monkeypatch) as panel:
         assert panel.ui.inputVolumeSelector.currentNode().GetName() == "Head"
 
 
-def test_loading_a_model_lists_its_outputs_and_enables_apply(panel, monkeypatch, network):
-    _load(panel, monkeypatch, network)
+def test_every_reason_against_apply_stands_on_a_line_of_its_own(panel):
+    panel.parameters.inputVolume = None
+    panel.parameters.region = panel.parameters.region.ROI
+    panel.parameters.method = "magic"
+    assert panel.ui.applyButton.toolTip.splitlines() == [
+        "Choose an input volume.",
+        "Choose a model file or folder, or press Load demo.",
+        "Choose or create a box under Target.",
+        "Choose a method.",
+    ]
+
+
+# -- model -----------------------------------------------------------------------------------------
+
+
+def test_loading_a_model_lists_its_classes_and_enables_apply(panel):
+    load(panel)
     box = panel.ui.outputComboBox
-    assert [box.itemData(index) for index in range(box.count)] == ["background", "lesion"]
-    assert box.currentText == "1 lesion"
-    assert "segmentation" in panel.ui.modelInfoLabel.text
+    assert [box.itemData(index) for index in range(box.count)] == LOADED["labels"]
+    assert box.currentText == "1  lesion"
+    assert "Segmentation, 3 classes, some (MONAI bundle)" in panel.ui.modelInfoLabel.text
+    assert "Spacing: 1 x 1 x 2.5 mm" in panel.ui.modelInfoLabel.text
     assert panel.ui.applyButton.enabled
 
 
-def test_apply_computes_shows_progress_and_publishes(panel, shown, scene, monkeypatch, network):
-    _load(panel, monkeypatch, network)
-    panel.ui.regionComboBox.setCurrentIndex(3)
-    panel.ui.methodComboBox.setCurrentIndex(panel.ui.methodComboBox.findData("gradient"))
-    seen = []
-    ui = panel.ui
-    shown.app.on_events = lambda: seen.append(
-        (ui.applyButton.enabled, ui.cancelButton.enabled, ui.progressBar.value)
-    )
-    panel.ui.applyButton.click()
-    assert shown.errors == []
-    assert scene.GetFirstNodeByName("Head Gradient: lesion") is not None
-    assert seen
-    assert all(state[:2] == (False, True) for state in seen)
-    assert seen[-1][2] == 100
-    assert ui.messageLabel.text.startswith("Done: Head Gradient: lesion")
-    assert ui.applyButton.enabled
-    assert not ui.cancelButton.enabled
-
-
-def test_cancel_stops_between_two_passes_and_adds_nothing(
-    panel, shown, scene, monkeypatch, network
-):
-    _load(panel, monkeypatch, network)
-    panel.ui.regionComboBox.setCurrentIndex(3)
-    nodes = node_ids(scene)
-    shown.app.on_events = panel.ui.cancelButton.click
-    panel.ui.applyButton.click()
-    assert panel.ui.messageLabel.text == "Cancelled; the scene is as it was."
-    assert node_ids(scene) == nodes
-    assert shown.errors == []
-    assert panel.ui.applyButton.enabled
-
-
-def test_an_error_is_shown_as_its_sentence(panel, shown, monkeypatch, network):
-    _load(panel, monkeypatch, network, labels=["a", "b", "c"])
-    panel.ui.applyButton.click()
-    ((text, options),) = shown.errors
-    assert "3 labels were declared" in text
-    assert options == {}
-    assert panel.ui.applyButton.enabled
-
-
-def test_an_unforeseen_error_has_its_traceback_in_the_details(panel, shown, monkeypatch, network):
-    _load(panel, monkeypatch, network)
-
-    def explain(*_arguments, **_options):
-        raise ZeroDivisionError("oops")
-
-    monkeypatch.setattr(panel.logic, "explain", explain)
-    panel.ui.applyButton.click()
-    ((text, options),) = shown.errors
-    assert text == "This failed unexpectedly: oops"
-    assert "ZeroDivisionError" in options["detailedText"]
-
-
-def test_a_segment_must_be_chosen_for_the_region_of_that_name(
-    panel, shown, scene, monkeypatch, network
-):
-    _load(panel, monkeypatch, network)
-    panel.ui.regionComboBox.setCurrentIndex(2)
-    assert "Choose a segment" in panel.ui.applyButton.toolTip
-    node = a_segmentation(scene, _masks(), an_affine())
-    panel.ui.segmentSelector.setCurrentNode(node)
-    panel.ui.segmentSelector.setCurrentSegmentID("id_left")
-    assert panel._parameterNode.segmentID == "id_left"
-    assert panel.ui.applyButton.enabled
-    panel.ui.applyButton.click()
-    assert shown.errors == []
-    assert scene.GetNumberOfNodesByClass("vtkMRMLPlotChartNode") == 1
-
-
-def test_another_path_takes_the_model_and_the_trust_away(panel, monkeypatch, network):
-    panel.ui.trustModelCheckBox.checked = True
-    _load(panel, monkeypatch, network)
-    panel.ui.trustModelCheckBox.checked = True
-    panel.ui.modelPathLineEdit.text = "other.ts"
-    assert not panel.ui.trustModelCheckBox.checked
-    assert not panel.ui.applyButton.enabled
-    assert panel.ui.modelInfoLabel.text == "No model is loaded."
+def test_another_path_takes_away_what_was_known_of_the_model(panel):
+    load(panel)
+    panel.ui.modelPathLineEdit.text = "/models/other"
+    assert panel.ui.modelInfoLabel.text == "Not loaded yet."
     assert panel.ui.outputComboBox.count == 0
+    assert panel.ui.applyButton.toolTip == "Press Load model; its classes are then listed."
+
+
+def test_what_the_file_does_not_say_goes_to_the_worker(panel):
+    panel.ui.modelLabelsLineEdit.text = "background, spleen"
+    panel.ui.modelChannelsLineEdit.text = "CT"
+    panel.ui.modelTaskComboBox.setCurrentIndex(1)
+    load(panel)
+    options = {"task": "segmentation", "labels": ["background", "spleen"], "channels": ["CT"]}
+    assert panel.played.request.model.options == options
+
+
+def test_a_model_that_carries_code_is_run_only_after_one_question(panel, shown):
+    panel.ui.modelPathLineEdit.text = "/models/code.ts"
+    panel.ui.loadModelButton.click()
+    reason = "This file carries a program. If you know it, allow it with trusted=True."
+    trust = worker.Trust("/models/code.ts", "c0ffee", reason)
+    panel.played.failed("It is not trusted.", "UntrustedModelError", trust=trust)
+    (question,) = shown.questions
+    assert question.startswith("This file carries a program.\n")
+    assert "c0ffee" in question
+    assert len(panel.played.requests) == 1
+    assert not panel.runner.busy
+    shown.answer = True
+    panel.ui.loadModelButton.click()
+    panel.played.failed("It is not trusted.", "UntrustedModelError", trust=trust)
+    assert panel.played.request.model.trusted_sha256 == "c0ffee"
+    panel.played.done(LOADED)
+    assert panel.ui.modelInfoLabel.text.startswith("Segmentation")
+    panel.ui.applyButton.click()
+    assert panel.played.request.model.trusted_sha256 == "c0ffee"
 
 
 def test_trust_is_not_saved_with_the_scene(shown):
-    assert not any(
-        "trust" in name.lower() for name in shown.module.SaliencyExplainParameterNode.fields
-    )
+    fields = shown.module.SaliencyExplainLogic().getParameterNode().allParameters
+    assert not any("trust" in name.lower() for name in fields)
 
 
 def test_a_model_that_is_missing_is_reported(panel, shown):
     panel.ui.loadModelButton.click()
     assert "No model is named" in shown.errors[-1][0]
-    panel.ui.modelPathLineEdit.text = "/no/such/model.ts"
-    panel.ui.loadModelButton.click()
-    assert "no/such/model.ts" in shown.errors[-1][0]
+    assert panel.played.requests == {}
 
 
-def test_a_model_with_several_channels_says_how_to_run_it(panel, monkeypatch):
-    _load(panel, monkeypatch, torch.nn.Conv3d(2, 2, 1), channels=["FLAIR", "T1"])
-    assert "needs 2 volumes (FLAIR, T1)" in panel.ui.applyButton.toolTip
+def test_the_layers_are_asked_for_once_when_a_method_needs_one(panel):
+    load(panel)
+    assert len(panel.played.requests) == 1
+    panel.parameters.method = "grad_cam"
+    process_events()
+    assert isinstance(panel.played.request, worker.Layers)
+    assert "grad_cam" in panel.played.request.methods
+    layers = [{"name": "model.0", "kind": "Conv3d", "shape": [8, 4, 4, 4]}]
+    panel.played.done({"layers": layers, "defaults": {"grad_cam": "model.0"}})
+    process_events()
+    box = panel.method.form.field("layer")
+    assert [box.itemData(index) for index in range(box.count)] == ["", "model.0"]
+    assert box.currentText == "Automatic (model.0)"
+    panel.parameters.method = "hires_cam"
+    process_events()
+    assert len(panel.played.requests) == 2
+    assert panel.ui.applyButton.enabled
 
 
-def test_closing_the_scene_stops_the_run_and_binds_the_panel_anew(panel, scene):
-    old = panel._parameterNode
-    scene.Clear()
-    assert panel._cancelRequested
-    assert panel._parameterNode is not old
-    assert panel.ui.inputVolumeSelector.currentNode() is None
-    panel.ui.modelPathLineEdit.text = "x"
-    assert panel._parameterNode.modelPath == "x"
+def test_several_channels_get_a_selector_each_and_none_may_be_forgotten_or_doubled(panel, scene):
+    load(panel, channels=["FLAIR", "T1", "T2"])
+    reasons = panel.ui.applyButton.toolTip.splitlines()
+    assert reasons == [
+        "Choose a volume for the channel 'T1' under Inputs.",
+        "Choose a volume for the channel 'T2' under Inputs.",
+    ]
+    assert panel.ui.inputVolumeLabel.text == "FLAIR:"
+    (first, t1), (second, t2) = panel.inputs._more
+    assert (first, second) == ("T1", "T2")
+    t1.setCurrentNode(an_input(scene, name="T1w"))
+    t2.setCurrentNode(panel.parameters.inputVolume)
+    assert panel.ui.applyButton.toolTip == "The channels 'FLAIR' and 'T2' have the same volume."
+    t2.setCurrentNode(an_input(scene, name="T2w"))
+    assert panel.ui.applyButton.enabled
+    panel.ui.applyButton.click()
+    assert np.load(panel.played.request.image["npy"]).shape[0] == 3
+    panel.played.stopped()
+    load(panel, path="/models/one", channels=["T1"])
+    assert panel.inputs._more == []
+    assert panel.ui.inputsFormWidget.layout().rowCount() == 1
 
 
-def test_cleanup_unbinds_the_panel(panel):
-    node = panel._parameterNode
-    panel.cleanup()
-    panel.ui.modelPathLineEdit.text = "x"
-    assert node.modelPath == ""
-    assert panel._cancelRequested
+# -- target ----------------------------------------------------------------------------------------
 
 
-def test_reload_drops_the_library_so_that_its_new_code_is_used(panel, monkeypatch):
-    kept = {
-        name: module
-        for name, module in sys.modules.items()
-        if name.startswith("SaliencyExplainLib")
-    }
-    for name, module in kept.items():
-        monkeypatch.setitem(sys.modules, name, module)  # put back after the test
-    panel.onReload()
-    assert panel.reloaded
-    assert not any(name.split(".")[0] == "SaliencyExplainLib" for name in sys.modules)
+def test_the_place_is_asked_for_in_slicers_terms(panel, scene):
+    load(panel)
+    node = a_segmentation(scene, masks(), an_affine())
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    panel.ui.regionComboBox.setCurrentIndex(2)
+    assert not panel.ui.segmentSelector.isHidden()
+    assert panel.ui.roiSelector.isHidden()
+    assert "a segment under Target" in panel.ui.applyButton.toolTip
+    panel.ui.segmentSelector.setCurrentSegmentID("id_left")
+    assert panel.parameters.segmentID == "id_left"
+    panel.ui.applyButton.click()
+    question = panel.played.request.question
+    assert (question.output, question.region) == ("lesion", "segment")
+    assert np.load(question.segment["npy"]).sum() == masks()["left"].sum()
+    assert set(panel.played.request.segment_names.values()) == {"left", "right"}
 
 
-def test_the_self_test_of_the_module_passes(shown, monkeypatch):
-    result = shown.module.SaliencyExplainTest("runTest").run()
-    assert result.testsRun == 1
-    assert result.wasSuccessful(), result.errors + result.failures
+def test_a_new_box_lies_in_the_middle_of_the_volume(panel, scene):
+    load(panel)
+    panel.ui.regionComboBox.setCurrentIndex(3)
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    panel.target._onNewBox(roi)
+    panel.ui.roiSelector.setCurrentNode(roi)
+    bounds = [0.0] * 6
+    panel.parameters.inputVolume.GetRASBounds(bounds)
+    np.testing.assert_allclose(
+        roi.GetCenter(), [(bounds[i] + bounds[i + 1]) / 2 for i in (0, 2, 4)]
+    )
+    panel.ui.applyButton.click()
+    question = panel.played.request.question
+    assert question.region == "roi"
+    np.testing.assert_allclose(np.mean(question.roi_ras_mm, axis=0), roi.GetCenter())
+
+
+def test_the_first_point_is_the_place(panel, scene):
+    load(panel)
+    panel.ui.regionComboBox.setCurrentIndex(4)
+    points = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
+    panel.ui.pointSelector.setCurrentNode(points)
+    assert "place its first point" in panel.ui.applyButton.toolTip
+    points.AddControlPoint([1.0, 2.0, 3.0])
+    panel.refresh()
+    panel.ui.applyButton.click()
+    np.testing.assert_allclose(panel.played.request.question.point_ras_mm, (1, 2, 3))
+
+
+def test_one_connected_part_is_the_largest_or_the_one_at_the_point(panel, scene):
+    load(panel)
+    panel.ui.regionComboBox.setCurrentIndex(5)
+    assert not panel.ui.pointSelector.isHidden()
+    panel.ui.applyButton.click()
+    question = panel.played.request.question
+    assert (question.region, question.point_ras_mm) == ("instance", None)
+    panel.played.stopped()
+    points = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
+    points.AddControlPoint([1.0, 2.0, 3.0])
+    panel.ui.pointSelector.setCurrentNode(points)
+    panel.ui.applyButton.click()
+    np.testing.assert_allclose(panel.played.request.question.point_ras_mm, (1, 2, 3))
+
+
+def test_score_reduction_and_contrast_reach_the_worker(panel):
+    load(panel)
+    panel.ui.scoreComboBox.setCurrentIndex(2)
+    panel.ui.reduceComboBox.setCurrentIndex(1)
+    panel.ui.contrastComboBox.setCurrentIndex(4)
+    panel.ui.contrastWeightSlider.value = 0.5
+    panel.ui.applyButton.click()
+    question = panel.played.request.question
+    assert (question.score, question.reduce) == ("probability", "sum")
+    assert (question.contrast, question.contrast_weight) == ("organ", 0.5)
+
+
+def test_a_class_is_not_contrasted_with_itself(panel):
+    load(panel)
+    panel.parameters.contrast = "lesion"
+    assert panel.ui.applyButton.toolTip == "Choose another class under 'Rather than', or none."
+
+
+# -- method ----------------------------------------------------------------------------------------
+
+
+def test_the_search_hides_methods_without_all_of_its_words(panel):
+    panel.ui.methodSearchBox.text = "cam layer"
+    names = [
+        panel.method._names[row]
+        for row in range(panel.ui.methodList.count)
+        if not panel.ui.methodList.item(row).isHidden()
+    ]
+    assert "grad_cam" in names
+    assert "integrated_gradients" not in names
+    panel.ui.methodSearchBox.text = ""
+    assert not any(
+        panel.ui.methodList.item(row).isHidden() for row in range(panel.ui.methodList.count)
+    )
+
+
+def test_the_form_follows_the_declaration_of_each_method(panel):
+    import dataclasses
+
+    for row, name in enumerate(panel.method._names):
+        panel.ui.methodList.setCurrentRow(row)
+        process_events()
+        fields = dataclasses.fields(sx.methods()[name])
+        expected = [one.name for one in fields if one.metadata["kind"] != "labelmap"]
+        assert panel.method.form.names == expected
+        assert panel.parameters.method == name
+        for one in fields:
+            if one.name in expected and isinstance(one.default, int | float):
+                widget = panel.method.form.field(one.name)
+                assert widget.value == pytest.approx(one.default, abs=0.005)
+                assert widget.minimum == pytest.approx(one.metadata["low"], abs=0.005)
+    assert panel.parameters.methodParameters == ""
+
+
+def test_only_values_that_were_changed_are_kept_and_sent(panel):
+    load(panel)
+    process_events()
+    panel.method.form.field("steps").value = 8
+    form = panel.method.form.field("baseline")
+    form.setCurrentIndex(form.findData("zero"))
+    kept = json.loads(panel.parameters.methodParameters)
+    assert kept == {"integrated_gradients": {"steps": 8, "baseline": "zero"}}
+    assert "10 passes" in panel.ui.methodInfoLabel.text
+    panel.ui.applyButton.click()
+    assert panel.played.request.parameters == {"steps": 8, "baseline": "zero"}
+    panel.played.stopped()
+    panel.method.form.field("steps").value = 20
+    kept = json.loads(panel.parameters.methodParameters)
+    assert kept == {"integrated_gradients": {"baseline": "zero"}}
+    panel.ui.methodDefaultsButton.click()
+    process_events()
+    assert panel.method.form.field("steps").value == 20
+    assert panel.parameters.methodParameters == "{}"
+
+
+def test_each_method_keeps_its_own_values(panel):
+    process_events()
+    panel.method.form.field("steps").value = 8
+    panel.parameters.method = "smooth_grad"
+    process_events()
+    panel.method.form.field("samples").value = 5
+    panel.parameters.method = "integrated_gradients"
+    process_events()
+    assert panel.method.form.field("steps").value == 8
+    kept = json.loads(panel.parameters.methodParameters)
+    assert kept == {"integrated_gradients": {"steps": 8}, "smooth_grad": {"samples": 5}}
+
+
+def test_a_method_that_hides_segments_gets_the_segmentation(panel, scene):
+    load(panel)
+    panel.parameters.method = "region_ablation"
+    process_events()
+    form = panel.method.form.field("regions")
+    form.setCurrentIndex(form.findData("segments"))
+    assert "needs a segmentation" in panel.ui.applyButton.toolTip
+    panel.parameters.segmentation = a_segmentation(scene, masks(), an_affine())
+    panel.ui.applyButton.click()
+    request = panel.played.request
+    assert request.parameters["segments"] == request.segments
+
+
+def test_a_method_for_layers_is_refused_for_torchscript(panel):
+    load(panel, scripted=True)
+    panel.parameters.method = "grad_cam"
+    assert "TorchScript" in panel.ui.applyButton.toolTip

@@ -126,7 +126,7 @@ def test_this_interpreter_is_started_with_its_own_environment():
     assert made.program == sys.executable
     assert "-I" not in made.arguments
     assert made.arguments[-2:] == ["--threads", "3"]
-    assert made.environment == environ
+    assert {key: made.environment[key] for key in environ} == environ
 
 
 def test_another_interpreter_is_started_isolated_and_clean():
@@ -140,7 +140,14 @@ def test_another_interpreter_is_started_isolated_and_clean():
     assert made.arguments[:2] == ["-I", "-u"]
     assert Path(made.arguments[2]).name == "worker"
     kept = {"PATH": "/bin", "HOME": "/h", "CUDA_VISIBLE_DEVICES": "1"}
-    assert made.environment == clean_environment(environ) == kept
+    assert clean_environment(environ) == kept
+    assert {key: one for key, one in made.environment.items() if "MALLOC" not in key} == kept
+
+
+def test_the_allocator_keeps_large_blocks_unless_the_user_says_otherwise():
+    assert launch(environ={}).environment["MALLOC_TRIM_THRESHOLD_"] == str(2**32)
+    own = {"MALLOC_TRIM_THRESHOLD_": "1"}
+    assert launch(environ=own).environment["MALLOC_TRIM_THRESHOLD_"] == "1"
 
 
 def test_a_prefix_stands_in_front_and_the_library_may_lie_elsewhere():

@@ -1,0 +1,171 @@
+"""Logic for the Python console and for other modules: nodes in, nodes out."""
+
+from pathlib import Path
+
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
+
+import SaliencyExplainLib
+
+from . import packages, runs
+from .parameters import Region, SaliencyExplainParameterNode
+from .similarity import similarity
+
+#: Beside the module file, from the source tree and installed.
+RESOURCES = Path(__file__).resolve().parent.parent / "Resources"
+
+
+class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
+    """Nodes in, nodes out: for the Python console and for other modules.
+
+    It computes inside the Slicer process, which waits meanwhile; the panel uses another process.
+
+    One volume, a model file, and the numbers in each segment::
+
+        from SaliencyExplain import SaliencyExplainLogic
+        logic = SaliencyExplainLogic()
+        target = logic.makeTarget("spleen")
+        published = logic.explain(getNode("CTChest"), "/models/spleen_bundle", target,
+                                  "integrated_gradients", parameters={"steps": 32},
+                                  segmentationNode=getNode("Segmentation"))
+        published.volumes[0]     # the map; published.table: one row a segment
+
+    A network of your own, four channels, and a segment of the scene as the place::
+
+        from SaliencyExplain import Region, SaliencyExplainLogic
+        volumes = [getNode(name) for name in ("FLAIR", "T1", "T1c", "T2")]
+        logic = SaliencyExplainLogic()
+        target = logic.makeTarget("tumor", Region.SEGMENT, volumes[0], getNode("Segmentation"),
+                                  "Segment_1")
+        logic.explain(volumes, network, target, "gradient",
+                      modelOptions={"task": "segmentation", "labels": ["background", "tumor"]})
+
+    The same question to several methods, compared::
+
+        maps = {}
+        for method in ("gradient", "smooth_grad", "occlusion"):
+            published = logic.explain(volume, model, target, method, show=False)
+            maps[method] = published.volumes[0]
+        logic.similarity(maps["gradient"], maps["occlusion"]).spearman
+    """
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+
+    def getParameterNode(self):
+        return SaliencyExplainParameterNode(super().getParameterNode())
+
+    def setupSentence(self):
+        """What has to be installed before a model can be loaded; empty when nothing is missing."""
+        return packages.sentence()
+
+    def ensurePackages(self, confirmed=None):
+        """Install what is missing after one question; raises MissingPackageError if it stays so."""
+        packages.ensure(RESOURCES / "requirements.txt", confirmed)
+
+    def makeTarget(
+        self,
+        outputName,
+        region=Region.AUTOMATIC,
+        volumeNode=None,
+        segmentationNode=None,
+        segmentID="",
+        markupsNode=None,
+        **options,
+    ):
+        """Make a target: a class by its name, and where.
+
+        :param outputName: name of the class; "" for the only or the predicted one.
+        :param region: member of Region. SEGMENT needs volumeNode, segmentationNode and segmentID;
+            ROI and POINT need volumeNode and markupsNode.
+        :param options: further arguments of SaliencyExplainLib.Target (score, contrast...).
+        """
+        sx = SaliencyExplainLib
+        place = {"region": region.value}
+        if region is Region.SEGMENT:
+            place["segment"] = sx.scene.mask_from_segment(segmentationNode, segmentID, volumeNode)
+        elif region is Region.ROI:
+            place = sx.scene.roi_from_node(markupsNode, volumeNode).target_fields()
+        elif region is Region.POINT:
+            place["point_ras_mm"] = sx.scene.point_from_node(markupsNode, volumeNode)
+        return sx.Target(output=outputName or None, **place, **options)
+
+    def explain(
+        self,
+        volumeNodes,
+        model,
+        target=None,
+        method="integrated_gradients",
+        segmentationNode=None,
+        parameters=None,
+        progress=None,
+        cancelled=None,
+        trusted=False,
+        modelOptions=None,
+        name=None,
+        show=True,
+    ):
+        """Explain a model on volumes of the scene and publish the result.
+
+        :param volumeNodes: a volume node, or a list of them: the channels of the model in its
+            order.
+        :param model: SaliencyExplainLib.Model, path of a model file, or torch.nn.Module.
+        :param target: SaliencyExplainLib.Target; by default the only or the predicted class.
+        :param method: name from SaliencyExplainLib.methods().
+        :param segmentationNode: optional; its segments become the rows of the region table.
+        :param parameters: dictionary of the method's parameters.
+        :param progress: called with a fraction (0 to 1) and a message between passes.
+        :param cancelled: called between passes; returning True stops the run.
+        :param trusted: whether code that a model file carries may run.
+        :param modelOptions: further arguments of SaliencyExplainLib.load_model (task, labels,
+            preprocess...).
+        :param name: start of the names of all new nodes; volume, method and class when left out.
+        :param show: whether the map is laid over the volume in the slice views.
+        :return: SaliencyExplainLib.scene.Published with the new nodes.
+        :raises SaliencyExplainLib.SaliencyExplainError: with what to do. The scene is then as it
+            was.
+        """
+        sx = SaliencyExplainLib
+        nodes = list(volumeNodes) if isinstance(volumeNodes, (list, tuple)) else [volumeNodes]
+        image = sx.scene.image_from_nodes(nodes)
+        segments = None
+        if segmentationNode is not None:
+            segments = sx.scene.labelmap_from_segmentation(segmentationNode, nodes[0])
+        if not isinstance(model, sx.Model):
+            model = sx.load_model(model, trusted=trusted, **(modelOptions or {}))
+        explanation = sx.explain(
+            model,
+            image,
+            target,
+            method,
+            progress=progress,
+            cancelled=cancelled,
+            **(parameters or {}),
+        )
+        regions = None
+        if segments is not None:
+            regions = sx.region_table(explanation, segments.labelmap, segments.names)
+        scene = nodes[0].GetScene()
+        if scene is None:
+            raise sx.errors.SceneError(
+                _("The input volume was removed while the network ran. Nothing was added.")
+            )
+        published = sx.scene.publish(
+            explanation,
+            scene,
+            input_volume=nodes,
+            regions=regions,
+            segmentation=segmentationNode,
+            name=name,
+            show=show,
+            warnings=segments.warnings if segments is not None else (),
+        )
+        runs.remember_chart(published)
+        return published
+
+    def similarity(self, firstMap, secondMap):
+        """How alike two maps are: rank correlation and overlap of their strongest voxels.
+
+        :return: an object with spearman, overlap and voxels; None where the maps do not overlap.
+        """
+        return similarity(firstMap, secondMap)
