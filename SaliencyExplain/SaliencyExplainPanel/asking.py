@@ -35,6 +35,7 @@ class Asked:
     question: dict
     method: str
     values: dict
+    fast: bool
     frames: tuple
     name: str
     layerMap: bool
@@ -63,6 +64,7 @@ def ask(parameters):
         },
         method=parameters.method,
         values=asked_for.changed_parameters(parameters),
+        fast=parameters.fast,
         frames=_frames(parameters),
         name=parameters.runName.strip(),
         layerMap=parameters.layerMap,

@@ -65,6 +65,7 @@ class Explaining:
             self._output,
             segments=self._reference if self._segments is not None else None,
             segment_names=self._segments.names if self._segments is not None else {},
+            fast=asked.fast,
         )
 
     def take(self):

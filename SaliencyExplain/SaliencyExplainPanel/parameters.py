@@ -99,6 +99,7 @@ class SaliencyExplainParameterNode:
     modelCard - JSON of what the model said about itself when it was loaded last
     outputName, region, score, reduce, contrast, contrastWeight - the target
     method, methodParameters - name; JSON {method: {parameter: value}} of values that were changed
+    fast - whether the network may compute in bfloat16
     runName, layerMap, show3D - what becomes of a result
     result, compareWith - the maps that are shown under Results
     opacity, legend - how they are shown; dead band and range are kept with each map
@@ -121,6 +122,7 @@ class SaliencyExplainParameterNode:
     contrastWeight: Annotated[float, WithinRange(0.0, 10.0)] = 1.0
     method: str = "integrated_gradients"
     methodParameters: str = ""
+    fast: bool = False
     runName: str = ""
     layerMap: bool = False
     show3D: bool = False

@@ -8,7 +8,7 @@ from monai.networks.nets import UNet
 from references import as_model, run_engine
 from torch import nn
 
-from SaliencyExplainLib.engine import Engine, batch
+from SaliencyExplainLib.engine import Engine, batch, perturb
 from SaliencyExplainLib.errors import MethodError, ModelError
 from SaliencyExplainLib.model import Windows
 from SaliencyExplainLib.run import explain
@@ -213,3 +213,21 @@ def test_changes_of_a_layer_in_batches_give_the_same_map(a_volume, name, inferer
     ]
     torch.testing.assert_close(maps[0], maps[1])
     assert max(network.batches) == 3
+
+
+@pytest.mark.parametrize("name", ["occlusion", "kernel_shap", "region_ablation", "rise"])
+def test_whole_windows_of_a_changed_image_go_together(unet, a_volume, monkeypatch, name):
+    monkeypatch.setattr(perturb, "_WORTH", 0.0)
+    model = as_model(unet, inferer=Windows((8, 8, 8), (0.5,) * 3))
+    image, target = a_volume(1, 16, 8, 8), Target(output=1, region="everywhere")
+    given = {"occlusion": {"box_mm": 6.0}, "kernel_shap": {"samples": 8, "supervoxels": 6}}
+    given |= {"region_ablation": {"supervoxels": 6}, "rise": {"masks": 6}}
+    sizes: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda _m, inputs: sizes.append(len(inputs[0])))
+    maps = [
+        explain(model, image, target, name, batch_size=size, **given[name]).maps.as_tensor()
+        for size in (1, 2)
+    ]
+    hook.remove()
+    assert sizes.count(2) > 2
+    assert float((maps[0] - maps[1]).abs().max()) <= 1e-4 * float(maps[0].abs().max())

@@ -201,6 +201,15 @@ def test_an_answer_after_the_scene_was_closed_is_not_published(panel, scene):
     assert node_ids(scene) == nodes
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_box_for_the_fast_mode_is_sent_with_the_run(panel, fast):
+    load(panel)
+    panel.ui.fastCheckBox.checked = fast
+    assert panel.parameters.fast is fast
+    panel.ui.applyButton.click()
+    assert panel.played.request.fast is fast
+
+
 def test_a_saved_scene_restores_the_panel(panel, shown, scene, tmp_path, monkeypatch):
     load(panel)
     node = a_segmentation(scene, masks(), an_affine())
