@@ -19,11 +19,12 @@ from .errors import Cancelled, SaliencyExplainError
 from .methods import Method, describe_method, make_method, methods
 
 if TYPE_CHECKING:
-    from . import scene
+    from . import quality, report, scene
     from .explanation import Explanation
     from .image import make_image, read_image, read_labelmap, write_image
     from .model import Model, load_model
     from .regions import RegionTable, region_table
+    from .report import write_report
     from .run import explain, explain_layers, predict
     from .target import Target
 
@@ -46,11 +47,14 @@ __all__ = [
     "make_method",
     "methods",
     "predict",
+    "quality",
     "read_image",
     "read_labelmap",
     "region_table",
+    "report",
     "scene",
     "write_image",
+    "write_report",
 ]
 
 _LATER = {
@@ -67,12 +71,13 @@ _LATER = {
     "read_labelmap": ".image",
     "region_table": ".regions",
     "write_image": ".image",
+    "write_report": ".report",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "scene":
-        return import_module(".scene", __name__)
+    if name in ("quality", "report", "scene"):
+        return import_module(f".{name}", __name__)
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Kept, so that a second use costs nothing.

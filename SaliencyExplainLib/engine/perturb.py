@@ -98,13 +98,34 @@ class Perturber:
             Takes a window (slices on the padded volume) and says what is in it: where it gives
             what it gave before for that window, the window is not computed again.
         """
-        self.brute_force += len(self.engine.plan.windows)
         if changed is not None and not self.runs_for(changed):
+            self.brute_force += len(self.engine.plan.windows)
             return self.start_value
+        return float(self.region.target.value(self.output(x, changed, alike=alike)))
+
+    def output(
+        self,
+        x: torch.Tensor,
+        changed: Box | None = None,
+        *,
+        alike: Callable[[Box], Hashable] | None = None,
+    ) -> torch.Tensor:
+        """Fused output of a perturbed image inside the region's box.
+
+        Parameters
+        ----------
+        x, changed, alike
+            As for :meth:`value`.
+
+        Returns
+        -------
+        Tensor, shape (1, O, I, J, K) or (1, O)
+        """
+        self.brute_force += len(self.engine.plan.windows)
         padded = self.engine.plan.pad(x)
         box = None if changed is None else self.region.padded(changed)
         together = self._together(padded, box, alike)
-        fused = self.region.fused(
+        return self.region.fused(
             (
                 window,
                 together[index]
@@ -113,7 +134,6 @@ class Perturber:
             )
             for index, window in enumerate(self.region.windows)
         )
-        return float(self.region.target.value(fused))
 
     def cost(self) -> dict[str, Any]:
         """What was computed, and what brute force would have computed, as JSON values.

@@ -7,15 +7,13 @@ imports torch, so that methods can be listed before torch is installed.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import MethodError
+from .parameters import as_json, check_value, converted, limits, nearest, param
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +26,6 @@ __all__ = ["Attribution", "Method", "describe_method", "make_method", "method", 
 #: Scores of hardly changed images differ by less than bfloat16 can tell (an Ablation-CAM of a U-Net
 #: had a cosine of 0.81 to the one in single precision where the gradient had 0.99).
 _DIFFERENCES = "this method subtracts scores that are nearly the same"
-#: Characters of a value that an error repeats.
-_LONGEST = 60
 
 _REGISTRY: dict[str, type[Method]] = {}
 _M = TypeVar("_M", bound="type[Method]")
@@ -69,24 +65,6 @@ class Attribution:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def param(
-    default: Any,
-    *,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    unit: str = "",
-    choices: tuple[str, ...] | None = None,
-    kind: str = "",
-) -> Any:
-    """Declare a parameter of a method: its default, range or choices, unit and help.
-
-    ``kind`` is "labelmap" for a label map (an image, or in a shell the path of one).
-    """
-    facts = {"help": help, "low": low, "high": high, "unit": unit, "choices": choices, "kind": kind}
-    return field(default=default, metadata=facts, compare=kind != "labelmap")
-
-
 @dataclass(frozen=True)
 class Method:
     """Base of all attribution methods.
@@ -113,7 +91,7 @@ class Method:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            _check(self.title, one, getattr(self, one.name))
+            check_value(self.title, one, getattr(self, one.name))
 
     def passes(self) -> int | None:
         """Sweeps over the image (forward, or forward and backward), the first one included.
@@ -155,7 +133,7 @@ class Method:
 
     def parameters(self) -> dict[str, Any]:
         """Parameters as JSON values."""
-        return {one.name: _as_json(getattr(self, one.name)) for one in fields(self)}
+        return {one.name: as_json(getattr(self, one.name)) for one in fields(self)}
 
 
 def method(
@@ -231,7 +209,7 @@ def make_method(name: str, parameters: Mapping[str, Any] | None = None) -> Metho
     """
     if name not in _REGISTRY:
         raise MethodError(
-            f"There is no method {name!r}.{_nearest(name, _REGISTRY)} All: {', '.join(_REGISTRY)}."
+            f"There is no method {name!r}.{nearest(name, _REGISTRY)} All: {', '.join(_REGISTRY)}."
         )
     cls = _REGISTRY[name]
     known = {one.name: one for one in fields(cls)}
@@ -239,10 +217,8 @@ def make_method(name: str, parameters: Mapping[str, Any] | None = None) -> Metho
     for key, value in (parameters or {}).items():
         if key not in known:
             listed = f" It has: {', '.join(known)}." if known else " It has none."
-            raise MethodError(
-                f"{cls.title} has no parameter {key!r}.{_nearest(key, known)}{listed}"
-            )
-        values[key] = _converted(known[key], value)
+            raise MethodError(f"{cls.title} has no parameter {key!r}.{nearest(key, known)}{listed}")
+        values[key] = converted(known[key], value)
     return cls(**values)
 
 
@@ -270,89 +246,8 @@ def describe_method(name: str) -> str:
         f"  Source: {chosen.paper}",
     ]
     for one in fields(chosen):
-        limits = _limits(one)
+        allowed = limits(one)
         lines.append(
-            f"    {one.name} = {one.default!r}{limits and f' ({limits})'}: {one.metadata['help']}"
+            f"    {one.name} = {one.default!r}{allowed and f' ({allowed})'}: {one.metadata['help']}"
         )
     return "\n".join(lines)
-
-
-def _as_json(value: Any) -> Any:
-    """A parameter for the record; a label map as its name, shape and hash."""
-    if not hasattr(value, "affine"):
-        return value
-    voxels = value.as_tensor().cpu().numpy()
-    return {
-        "name": str(value.meta.get("filename_or_obj", "")),
-        "shape": list(voxels.shape),
-        "sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
-    }
-
-
-def _limits(one: Field[Any]) -> str:
-    facts = one.metadata
-    if facts["choices"]:
-        return " | ".join(facts["choices"])
-    if facts["low"] is None:
-        return str(facts["unit"])
-    return f"{facts['low']:g} to {facts['high']:g} {facts['unit']}".strip()
-
-
-def _check(title: str, one: Field[Any], value: Any) -> None:
-    default, facts = one.default, one.metadata
-    if default is MISSING:
-        return
-    where = f"{title}: {one.name}"
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise MethodError(f"{where} must be true or false; {_shown(value)} was given.")
-    elif isinstance(default, int | float):
-        whole = isinstance(default, int)
-        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not fits or not math.isfinite(value) or not facts["low"] <= value <= facts["high"]:
-            kind = "a whole number" if whole else "a number"
-            raise MethodError(
-                f"{where} must be {kind} from {_limits(one)}; {_shown(value)} was given."
-            )
-    elif facts["kind"] == "labelmap":
-        if value is not None and not hasattr(value, "affine"):
-            raise MethodError(
-                f"{where} must be a label map (read_labelmap); {_shown(value)} was given."
-            )
-    elif facts["choices"] is not None:
-        if value not in facts["choices"]:
-            raise MethodError(
-                f"{where} must be one of {', '.join(facts['choices'])}; {_shown(value)} was given."
-            )
-    elif not isinstance(value, str):
-        raise MethodError(f"{where} must be a text; {_shown(value)} was given.")
-
-
-def _shown(value: Any) -> str:
-    """A value in a sentence: in full, unless it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _LONGEST else f"{type(value).__name__} {text[:_LONGEST]}..."
-
-
-def _converted(one: Field[Any], value: Any) -> Any:
-    """A value as the parameter's type; an unreadable text stays and is refused by the check."""
-    if not isinstance(value, str) or isinstance(one.default, str):
-        return value
-    if one.metadata["kind"] == "labelmap":
-        from ..image import read_labelmap
-
-        return read_labelmap(value) if value not in ("", "None") else None
-    text = value.strip()
-    if isinstance(one.default, bool):
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
-            text.lower(), value
-        )
-    try:
-        return int(text) if isinstance(one.default, int) else float(text)
-    except ValueError:
-        return value
-
-
-def _nearest(wanted: str, known: Any) -> str:
-    near = difflib.get_close_matches(str(wanted), list(known), n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""

@@ -2,7 +2,8 @@
 
 DeconvNet: Zeiler and Fergus 2013, arXiv:1311.2901. Guided backpropagation: Springenberg et al.
 2015, arXiv:1412.6806, figure 1. The rule and what it covers beyond the papers (LeakyReLU, PReLU,
-smooth rectifiers, functional and reused ones) is in :mod:`SaliencyExplainLib.engine.rules.rectifiers`.
+smooth rectifiers, functional and reused ones) is in
+:mod:`SaliencyExplainLib.engine.rules.rectifiers`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""Parameters as they are declared: default, range, unit, help; their checks and conversions.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from dataclasses import MISSING, Field, field
+from typing import Any
+
+from ..errors import MethodError
+
+__all__ = ["as_json", "check_value", "converted", "limits", "nearest", "param"]
+
+#: Characters of a value that an error repeats.
+_LONGEST = 60
+
+
+def param(
+    default: Any,
+    *,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+    choices: tuple[str, ...] | None = None,
+    kind: str = "",
+) -> Any:
+    """Declare a parameter of a method: its default, range or choices, unit and help.
+
+    ``kind`` is "labelmap" for a label map (an image, or in a shell the path of one).
+    """
+    facts = {"help": help, "low": low, "high": high, "unit": unit, "choices": choices, "kind": kind}
+    return field(default=default, metadata=facts, compare=kind != "labelmap")
+
+
+def as_json(value: Any) -> Any:
+    """A parameter for the record; a label map as its name, shape and hash."""
+    if not hasattr(value, "affine"):
+        return value
+    voxels = value.as_tensor().cpu().numpy()
+    return {
+        "name": str(value.meta.get("filename_or_obj", "")),
+        "shape": list(voxels.shape),
+        "sha256": hashlib.sha256(voxels.tobytes()).hexdigest(),
+    }
+
+
+def limits(one: Field[Any]) -> str:
+    """Range or choices of a parameter in words; its unit where it has neither."""
+    facts = one.metadata
+    if facts["choices"]:
+        return " | ".join(facts["choices"])
+    if facts["low"] is None:
+        return str(facts["unit"])
+    return f"{facts['low']:g} to {facts['high']:g} {facts['unit']}".strip()
+
+
+def check_value(title: str, one: Field[Any], value: Any) -> None:
+    """Refuse a value that does not fit its parameter.
+
+    Raises
+    ------
+    MethodError
+        With what is allowed.
+    """
+    default, facts = one.default, one.metadata
+    if default is MISSING:
+        return
+    where = f"{title}: {one.name}"
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise MethodError(f"{where} must be true or false; {_shown(value)} was given.")
+    elif isinstance(default, int | float):
+        whole = isinstance(default, int)
+        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not fits or not math.isfinite(value) or not facts["low"] <= value <= facts["high"]:
+            kind = "a whole number" if whole else "a number"
+            raise MethodError(
+                f"{where} must be {kind} from {limits(one)}; {_shown(value)} was given."
+            )
+    elif facts["kind"] == "labelmap":
+        if value is not None and not hasattr(value, "affine"):
+            raise MethodError(
+                f"{where} must be a label map (read_labelmap); {_shown(value)} was given."
+            )
+    elif facts["choices"] is not None:
+        if value not in facts["choices"]:
+            raise MethodError(
+                f"{where} must be one of {', '.join(facts['choices'])}; {_shown(value)} was given."
+            )
+    elif not isinstance(value, str):
+        raise MethodError(f"{where} must be a text; {_shown(value)} was given.")
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence: in full, unless it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{type(value).__name__} {text[:_LONGEST]}..."
+
+
+def converted(one: Field[Any], value: Any) -> Any:
+    """A value as the parameter's type; an unreadable text stays and is refused by the check."""
+    if not isinstance(value, str) or isinstance(one.default, str):
+        return value
+    if one.metadata["kind"] == "labelmap":
+        from ..image import read_labelmap
+
+        return read_labelmap(value) if value not in ("", "None") else None
+    text = value.strip()
+    if isinstance(one.default, bool):
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            text.lower(), value
+        )
+    try:
+        return int(text) if isinstance(one.default, int) else float(text)
+    except ValueError:
+        return value
+
+
+def nearest(wanted: str, known: Any) -> str:
+    """A question with the names that look like the wanted one; empty without any."""
+    near = difflib.get_close_matches(str(wanted), list(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
