@@ -247,9 +247,9 @@ def test_random_numbers_of_the_caller_are_not_used_up(scan):
     expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
-    model = a_model()
+    models = {method: a_model(method=method) for method in METHODS}
     torch.manual_seed(5)
-    for method in METHODS:
+    for method, model in models.items():
         sx.explain(model, scan, TARGET, method, **cheap(method))
     assert torch.equal(torch.rand(3), expected[0])
     np.testing.assert_array_equal(np.random.rand(3), expected[1])  # noqa: NPY002
