@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean        (needs git, make and Python 3.10 or newer; nothing else)
+# make demo | test | lint | bench | trust | clean      (needs git, make and Python 3.10 or newer; nothing else)
 #
 # The first of them makes .venv with the packages of constraints.txt. Another Python:      make test PYTHON=python3.12
 # Another build of PyTorch, here the small one without CUDA for Linux:
@@ -16,13 +16,14 @@ READY := $(VENV)/ready.stamp
 PIP_INSTALL := $(VENV_PYTHON) -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean distclean
+.PHONY: help demo test lint bench trust clean distclean
 
 help:
 	@echo "make demo    explain a network on a sample volume; the results go to $(DEMO_OUTPUT)/"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure time, memory and exactness against other libraries"
+	@echo "make trust   measure the methods against a truth that is known (half an hour)"
 	@echo "make clean   remove what these made (make distclean: $(VENV) too)"
 
 demo: $(READY)
@@ -37,6 +38,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(VENV_PYTHON) Testing/Benchmarks/run.py
+
+trust: $(READY)
+	$(VENV_PYTHON) Testing/Benchmarks/trust.py --cases 30
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO_OUTPUT) .pytest_cache .ruff_cache .mypy_cache .hypothesis

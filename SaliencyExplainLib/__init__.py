@@ -19,7 +19,7 @@ from .errors import Cancelled, SaliencyExplainError
 from .methods import Method, describe_method, make_method, methods
 
 if TYPE_CHECKING:
-    from . import quality, report, scene
+    from . import quality, report, scene, studies, worker
     from .explanation import Explanation
     from .image import make_image, read_image, read_labelmap, write_image
     from .model import Model, load_model
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .report import write_report
     from .run import explain, explain_layers, predict
     from .target import Target
+    from .volume import Volume
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "RegionTable",
     "SaliencyExplainError",
     "Target",
+    "Volume",
     "describe_method",
     "errors",
     "explain",
@@ -53,6 +55,8 @@ __all__ = [
     "region_table",
     "report",
     "scene",
+    "studies",
+    "worker",
     "write_image",
     "write_report",
 ]
@@ -62,6 +66,7 @@ _LATER = {
     "Model": ".model",
     "RegionTable": ".regions",
     "Target": ".target",
+    "Volume": ".volume",
     "explain": ".run",
     "explain_layers": ".run",
     "load_model": ".model",
@@ -76,7 +81,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("quality", "report", "scene"):
+    if name in ("quality", "report", "scene", "studies", "worker"):
         return import_module(f".{name}", __name__)
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MethodError, MissingPackageError
+from ..errors import MissingPackageError
 from .output import Progress, StagedFolder, print_json, say
+from .plan import parameters
 from .question import load_options, read_region, read_segments, read_target
 from .scene_file import write_scene
 
@@ -29,7 +30,7 @@ def run_explain(options: Any) -> None:
     from .. import explain, load_model, make_method, read_image, region_table
 
     read_region(options)  # refused before anything is loaded
-    method = make_method(options.method, _parameters(options.param))
+    method = make_method(options.method, parameters(options.param))
     _check_packages(figure=not options.no_figure, scene=options.scene)
     with StagedFolder(options.output, _RESULTS) as folder:
         with Progress(quiet=options.quiet) as progress:
@@ -80,18 +81,6 @@ def outcome(explanation: Explanation) -> str:
     cost = f"{explanation.seconds:.1f} s" + ("" if memory is None else f", {memory:.0f} MB")
     lines.append(f"  cost                {cost}")
     return "\n".join(lines + [f"  note: {warning}" for warning in explanation.warnings])
-
-
-def _parameters(texts: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise MethodError(f"A parameter is given as key=value; {text!r} was given.")
-        if key in found:
-            raise MethodError(f"The parameter {key!r} was given twice. Leave one out.")
-        found[key] = value
-    return found
 
 
 def _check_packages(*, figure: bool, scene: bool) -> None:

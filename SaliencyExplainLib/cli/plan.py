@@ -11,7 +11,7 @@ from ..methods import Method, make_method
 from ..quality import USUAL, Metric, make_metric, metrics
 from ..quality.method_ranking import RANKING_METRICS
 
-__all__ = ["Plan", "Step", "make_plan", "parameters"]
+__all__ = ["Plan", "Step", "make_plan", "parameters", "price"]
 
 #: About 25 passes: the first two are enough to draw curves.
 _QUICK: dict[str, dict[str, Any]] = {
@@ -105,6 +105,12 @@ def make_plan(options: Any) -> Plan:
         ranking = tuple(_for_ranking(options, chosen))
     steps = _steps(options, method, methods, chosen, ranking)
     return Plan(method, methods, tuple(chosen), ranking, tuple(skipped), tuple(steps))
+
+
+def price(method: Method) -> int | None:
+    """Passes over the volume that one map takes at most, with sliding windows or without."""
+    whole, windows = method.passes(), method.window_passes(linear=False)
+    return None if whole is None or windows is None else max(whole, windows)
 
 
 def parameters(texts: Sequence[str]) -> dict[str, str]:
@@ -237,12 +243,13 @@ def _steps(
 ) -> list[Step]:
     steps: list[Step] = []
     # Of several methods the dearest stands for the one that will be best.
-    runs = [one.passes() for one in ([method] if method is not None else methods)]
+    runs = [price(one) for one in ([method] if method is not None else methods)]
     run = None if None in runs else max(one or 0 for one in runs)
     rest = list(chosen)
     if methods:
-        count = f"ranking {len(methods)} methods by {len(ranking)} metrics"
-        made = [one.passes() for one in methods]
+        plural = "s" if len(ranking) != 1 else ""
+        count = f"ranking {len(methods)} methods by {len(ranking)} metric{plural}"
+        made = [price(one) for one in methods]
         measured = len(methods) * sum(1 + one.passes() for one in ranking)
         total = None if None in made else measured + sum(one or 0 for one in made)
         steps.append(Step("ranking", f"{count} ({_cost(total)})", total))
@@ -251,11 +258,12 @@ def _steps(
         steps.append(Step("map", f"a map by {method.title} ({_cost(run)})", run))
     if rest:
         total = _measuring(rest, run)
-        words = f"{len(rest)} {'more ' if methods else ''}metrics ({_cost(total)})"
-        steps.append(Step("metrics", words, total))
+        words = f"{len(rest)} {'more ' if methods else ''}metric{'s' if len(rest) != 1 else ''}"
+        steps.append(Step("metrics", f"{words} ({_cost(total)})", total))
     if options.sanity:
         runs_of = GROUPS * options.draws + 1
-        total = None if run is None else runs_of * (run + 1)
+        gradient = price(make_method("gradient")) or 1
+        total = None if run is None else runs_of * (run + gradient)
         words = f"a sanity check of {runs_of} runs and as many gradients ({_cost(total)})"
         steps.append(Step("sanity", words, total))
     return steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TargetError
-from .regions import read_names
+from .regions import names_of
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -81,8 +81,8 @@ def read_segments(
                 "Give one with --segments FILE."
             )
         return predict(model, image), dict(enumerate(model.labels))
-    names = read_names(options.segment_names) if options.segment_names is not None else {}
-    return (None if options.segments is None else read_labelmap(options.segments)), names
+    labelmap = None if options.segments is None else read_labelmap(options.segments)
+    return labelmap, names_of(options)
 
 
 def _mask(wanted: str | None, labelmap: MetaTensor | None, names: dict[int, str]) -> Any:

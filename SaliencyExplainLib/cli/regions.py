@@ -11,14 +11,17 @@ from typing import Any
 from ..errors import RegionError
 from .output import print_json, say
 
-__all__ = ["read_names", "run_regions"]
+__all__ = ["names_of", "read_names", "run_regions"]
+
+#: End of the name of a segmentation that 3D Slicer wrote.
+SEGMENTATION = ".seg.nrrd"
 
 
 def run_regions(options: Any) -> None:
     """Summarise a map in the segments of a label map."""
     from .. import read_image, read_labelmap, region_table
 
-    names = read_names(options.segment_names) if options.segment_names is not None else {}
+    names = names_of(options)
     table = region_table(read_image(options.map), read_labelmap(options.segments), names)
     if options.output is not None:
         try:
@@ -34,6 +37,14 @@ def run_regions(options: Any) -> None:
         say(table.to_text())
 
 
+def names_of(options: Any) -> dict[int, str]:
+    """Names from the file that was given, or from the segmentation itself."""
+    if options.segment_names is not None:
+        return read_names(options.segment_names)
+    own = options.segments is not None and options.segments.name.lower().endswith(SEGMENTATION)
+    return read_names(options.segments) if own else {}
+
+
 def read_names(path: Path) -> dict[int, str]:
     """Read names of labels.
 
@@ -41,13 +52,15 @@ def read_names(path: Path) -> dict[int, str]:
     ----------
     path : Path
         ``.json``: an object {label: name}; ``.csv``: a label and a name in each line. A first line
-        without a number is taken as the columns' titles.
+        without a number is taken as the columns' titles. ``.seg.nrrd``: the segments' own names.
 
     Raises
     ------
     RegionError
         If the file is missing or of another form.
     """
+    if path.name.lower().endswith(SEGMENTATION):
+        return _segment_names(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
@@ -64,3 +77,22 @@ def read_names(path: Path) -> dict[int, str]:
             f"{path.name!r} holds no segment names. Give a .csv with a label and a name in each "
             'line, or a .json such as {"1": "liver", "2": "spleen"}.'
         ) from error
+
+
+def _segment_names(path: Path) -> dict[int, str]:
+    """Names of the segments in a segmentation that 3D Slicer wrote; empty where it has none."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise RegionError(f"The segmentation {str(path)!r} cannot be read.") from error
+    found = {}
+    for key in reader.GetMetaDataKeys():
+        segment, _, field = key.rpartition("_")
+        label = f"{segment}_LabelValue"
+        if field == "Name" and reader.HasMetaDataKey(label):
+            found[int(reader.GetMetaData(label))] = reader.GetMetaData(key)
+    return found

@@ -242,3 +242,13 @@ def test_a_stopped_process_ends_with_130_and_leaves_nothing(explain, tmp_path, s
     assert process.returncode == 130
     assert said.splitlines()[-1] == "Cancelled. Nothing was written."
     assert everything_below(tmp_path) == set()
+
+
+def test_the_names_in_a_segmentation_of_slicer_are_used(capsys, tmp_path):
+    resources = Path(__file__).resolve().parents[2] / "SaliencyExplain/Resources/SampleData"
+    segments = resources / "BrainT1TemplateSegments.seg.nrrd"
+    words = ["regions", "--map", resources / "BrainT1Template.nrrd", "--segments", segments]
+    assert main([str(one) for one in words]) == 0
+    shown = capsys.readouterr().out
+    assert "CSF" in shown
+    assert "White matter" in shown

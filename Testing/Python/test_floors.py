@@ -21,7 +21,19 @@ FLOORS = [
     ("region_rows",),
     ("regions", "quality"),
     ("studies",),
-    ("__init__", "__main__", "scene", "worker", "cli", "figure", "contact_sheet", "panels", "planes", "report", "demo"),
+    (
+        "__init__",
+        "__main__",
+        "scene",
+        "worker",
+        "cli",
+        "figure",
+        "contact_sheet",
+        "panels",
+        "planes",
+        "report",
+        "demo",
+    ),
 ]
 FLOOR_OF = {name: height for height, names in enumerate(FLOORS) for name in names}
 #: Who may import what belongs to the application.
