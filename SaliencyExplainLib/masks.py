@@ -155,10 +155,16 @@ def _off_the_prediction(
 
 
 def _box(shape: tuple[int, ...], affine: Any, corners: Any) -> NDArray[np.bool_]:
-    """Voxels whose centre lies in an axis-aligned RAS box."""
+    """Voxels whose centre lies in an axis-aligned RAS box, slab by slab to save memory."""
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
-    centres = to_ras(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1))
-    return np.asarray(((centres >= low) & (centres <= high)).all(-1))
+    plane = np.stack(np.meshgrid([0], *map(np.arange, shape[1:]), indexing="ij"), axis=-1)
+    first = to_ras(affine, plane[0])
+    step = to_ras(affine, [1, 0, 0]) - to_ras(affine, [0, 0, 0])
+    found = np.empty(shape, dtype=bool)
+    for index in range(shape[0]):
+        centres = first + index * step
+        found[index] = ((centres >= low) & (centres <= high)).all(-1)
+    return found
 
 
 def _nearest(shape: tuple[int, ...], affine: Any, point: Any) -> NDArray[np.bool_]:

@@ -320,7 +320,9 @@ class FrozenTarget:
         """Weight of each voxel in a linear S, (I, J, K): 1/|M| or 1 in the region, or None."""
         if self.mask is None:
             return None
-        return self.mask.float() / (float(self.mask.sum()) if self.reduce == "mean" else 1.0)
+        return self.mask.float() / (
+            float(torch.count_nonzero(self.mask)) if self.reduce == "mean" else 1.0
+        )
 
     def linear_cotangent(self, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
         """dS/d(output) of a linear S on a window.
@@ -344,10 +346,10 @@ class FrozenTarget:
             "output": self.output,
             "output_name": self.names[self.output],
             "region": self.region,
-            "region_voxels": None if self.mask is None else int(self.mask.sum()),
+            "region_voxels": None if self.mask is None else int(torch.count_nonzero(self.mask)),
             "region_ml": None
             if self.mask is None
-            else round(float(self.mask.sum()) * self.voxel_ml, 4),
+            else round(float(torch.count_nonzero(self.mask)) * self.voxel_ml, 4),
             "score": self.score,
             "unit": {"soft_volume": "ml", "probability": "1"}.get(self.score, "output unit"),
             "reduce": self.reduce if self.mask is not None else None,

@@ -14,6 +14,7 @@ import torch
 
 from ..target import FrozenTarget
 from .engine import Engine
+from .incremental.spans import where_true
 
 __all__ = ["RegionOutput", "overlap"]
 
@@ -47,9 +48,9 @@ class RegionOutput:
         self.target: FrozenTarget = frozen
         self.box: Box | None = None
         if frozen.mask is not None:
-            found = frozen.mask.nonzero()
-            low, high = found.amin(0).tolist(), found.amax(0).tolist()
-            inside = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+            found = where_true(frozen.mask)
+            assert found is not None  # noqa: S101 - an empty region is refused when it is frozen
+            inside = tuple(slice(low, high) for low, high in found)
             self.box = self.padded(inside)
             self.target = replace(frozen, mask=frozen.mask[inside])
         self.windows = tuple(window for window in self.plan.windows if self._reaches(window))

@@ -440,7 +440,7 @@ All figures are of the weights in the file, which are rounded to half precision;
 {training.steps} steps of one volume, from {training.scenes} scenes turned and mirrored at random.
 Loss: Dice and cross-entropy; Adam, one cycle; {training.cpu_minutes:.0f} minutes of processor time
 and the making of the scenes; seed {training.seed}. On one machine two trainings give the same
-weights, bit by bit.
+weights: two short trainings were bit for bit the same; the whole one was not repeated to its end.
 
 ## Known limits
 
