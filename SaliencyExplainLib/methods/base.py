@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import MethodError
-from .parameters import as_json, check_value, converted, limits, nearest, param
+from .parameters import as_json, check_value, made_from, param, parameter_lines
 
 if TYPE_CHECKING:
     import torch
@@ -207,19 +207,7 @@ def make_method(name: str, parameters: Mapping[str, Any] | None = None) -> Metho
     MethodError
         If the name or a parameter is unknown (the nearest is named), or a value does not fit.
     """
-    if name not in _REGISTRY:
-        raise MethodError(
-            f"There is no method {name!r}.{nearest(name, _REGISTRY)} All: {', '.join(_REGISTRY)}."
-        )
-    cls = _REGISTRY[name]
-    known = {one.name: one for one in fields(cls)}
-    values = {}
-    for key, value in (parameters or {}).items():
-        if key not in known:
-            listed = f" It has: {', '.join(known)}." if known else " It has none."
-            raise MethodError(f"{cls.title} has no parameter {key!r}.{nearest(key, known)}{listed}")
-        values[key] = converted(known[key], value)
-    return cls(**values)
+    return made_from(_REGISTRY, name, parameters, kind="method", error=MethodError)
 
 
 def describe_method(name: str) -> str:
@@ -245,9 +233,4 @@ def describe_method(name: str) -> str:
         f"  Weaknesses: {chosen.weaknesses}",
         f"  Source: {chosen.paper}",
     ]
-    for one in fields(chosen):
-        allowed = limits(one)
-        lines.append(
-            f"    {one.name} = {one.default!r}{allowed and f' ({allowed})'}: {one.metadata['help']}"
-        )
-    return "\n".join(lines)
+    return "\n".join(lines + parameter_lines(chosen))

@@ -8,12 +8,24 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from dataclasses import MISSING, Field, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, TypeVar
 
-from ..errors import MethodError
+from ..errors import MethodError, SaliencyExplainError
 
-__all__ = ["as_json", "check_value", "converted", "limits", "nearest", "param"]
+__all__ = [
+    "as_json",
+    "check_value",
+    "converted",
+    "limits",
+    "made_from",
+    "nearest",
+    "param",
+    "parameter_lines",
+]
+
+_T = TypeVar("_T")
 
 #: Characters of a value that an error repeats.
 _LONGEST = 60
@@ -125,3 +137,50 @@ def nearest(wanted: str, known: Any) -> str:
     """A question with the names that look like the wanted one; empty without any."""
     near = difflib.get_close_matches(str(wanted), list(known), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+def made_from(
+    registry: Mapping[str, type[_T]],
+    name: str,
+    parameters: Mapping[str, Any] | None,
+    *,
+    kind: str,
+    error: type[SaliencyExplainError],
+) -> _T:
+    """Make what is registered under a name; texts are converted to the parameter's type.
+
+    Parameters
+    ----------
+    registry : mapping
+        Declared classes by name; each has a ``title``.
+    name : str
+    parameters : mapping
+        Values, or texts as they come from a shell.
+    kind : str
+        What is made, in words.
+    error : type
+        What is raised if the name or a parameter is unknown; the nearest is named.
+    """
+    if name not in registry:
+        listed = ", ".join(registry)
+        raise error(f"There is no {kind} {name!r}.{nearest(name, registry)} All: {listed}.")
+    cls: Any = registry[name]
+    known = {one.name: one for one in fields(cls)}
+    values = {}
+    for key, value in (parameters or {}).items():
+        if key not in known:
+            listed = f" It has: {', '.join(known)}." if known else " It has none."
+            raise error(f"{cls.title} has no parameter {key!r}.{nearest(key, known)}{listed}")
+        values[key] = converted(known[key], value)
+    made: _T = cls(**values)
+    return made
+
+
+def parameter_lines(declared: Any) -> list[str]:
+    """A card's lines about the parameters: name, default, range, help."""
+    lines = []
+    for one in fields(declared):
+        allowed = limits(one)
+        given = f"{one.default!r}{allowed and f' ({allowed})'}"
+        lines.append(f"    {one.name} = {given}: {one.metadata['help']}")
+    return lines

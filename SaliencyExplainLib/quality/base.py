@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import MethodError, MetricError
-from ..methods.parameters import check_value, converted, limits, nearest, param
+from ..methods.parameters import check_value, made_from, param, parameter_lines
 
 if TYPE_CHECKING:
     from .trial import Trial
@@ -230,19 +230,7 @@ def make_metric(name: str, parameters: Mapping[str, Any] | None = None) -> Metri
     MetricError
         If the name or a parameter is unknown (the nearest is named), or a value does not fit.
     """
-    if name not in _REGISTRY:
-        raise MetricError(
-            f"There is no metric {name!r}.{nearest(name, _REGISTRY)} All: {', '.join(_REGISTRY)}."
-        )
-    cls = _REGISTRY[name]
-    known = {one.name: one for one in fields(cls)}
-    values = {}
-    for key, value in (parameters or {}).items():
-        if key not in known:
-            listed = f" It has: {', '.join(known)}." if known else " It has none."
-            raise MetricError(f"{cls.title} has no parameter {key!r}.{nearest(key, known)}{listed}")
-        values[key] = converted(known[key], value)
-    return cls(**values)
+    return made_from(_REGISTRY, name, parameters, kind="metric", error=MetricError)
 
 
 def describe_metric(name: str) -> str:
@@ -267,12 +255,7 @@ def describe_metric(name: str) -> str:
         f"  Needs {needs}; {cost} with the default parameters",
         f"  Source: {chosen.paper}",
     ]
-    for one in fields(chosen):
-        allowed = limits(one)
-        lines.append(
-            f"    {one.name} = {one.default!r}{allowed and f' ({allowed})'}: {one.metadata['help']}"
-        )
-    return "\n".join(lines)
+    return "\n".join(lines + parameter_lines(chosen))
 
 
 def finite(value: float | None) -> float | None:
