@@ -113,7 +113,6 @@ def check_fast(engine: Engine) -> FastCheck:
 
     Costs two passes in each of them; the target is frozen before, in single precision.
     """
-    engine.frozen  # noqa: B018 - the region is fixed in single precision
     _, part, cotangent = engine.heaviest_window()
     results = {}
     for fast in (False, True):

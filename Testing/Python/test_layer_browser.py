@@ -212,3 +212,18 @@ def test_hirescam_looks_at_the_finest_features_and_gradcam_at_coarse_ones():
     found = default_layers(list(layers.values()), "segmentation")
     assert layers[found["hires_cam"]].grid.spacing == (1, 1, 1)
     assert layers[found["grad_cam"]].grid.spacing == (2, 2, 2)
+
+
+@pytest.mark.parametrize("inferer", INFERERS)
+def test_weights_that_are_rounding_are_told_for_each_layer(unet, a_volume, inferer):
+    keywords = {} if INFERERS[inferer] is None else {"inferer": INFERERS[inferer]}
+    model = as_model(unet, **keywords)
+    target = Target(output=1, region="everywhere")
+    layers = [
+        one for one in model.layers(shape=(1, 8, 8, 8)) if one.leaf and one.grid.spacing[0] < 4
+    ]
+    feeding = {one.name for one in layers if one.feeds_instance_norm}
+    made = explain_layers(model, a_volume(1, 16, 8, 8), target, layers=[one.name for one in layers])
+    told = {one.layers[0] for one in made if any("rounding noise" in note for note in one.warnings)}
+    assert feeding
+    assert told == feeding

@@ -7,7 +7,7 @@ import torch
 from references import as_model
 from torch import nn
 
-from SaliencyExplainLib.engine import precision
+from SaliencyExplainLib.engine import Engine, precision
 from SaliencyExplainLib.model import Windows
 from SaliencyExplainLib.run import explain
 from SaliencyExplainLib.target import Target
@@ -117,3 +117,14 @@ def test_methods_that_need_single_precision_keep_it_and_say_so(unet, a_volume, n
     )
     assert torch.equal(exact.maps.as_tensor(), made.maps.as_tensor())
     assert any("bfloat16 cannot tell apart" in note for note in made.warnings)
+
+
+def test_what_the_network_gives_is_in_single_precision_in_fast_mode_too(unet, a_volume):
+    engine = Engine(as_model(unet), a_volume(1, 16, 16, 16), Target(output=1, region="everywhere"))
+    engine.fast = True
+    with engine.running(), torch.no_grad():
+        rough = engine.run_window(engine.x, None)
+        engine.fast = False
+        exact = engine.run_window(engine.x, None)
+    assert rough.dtype == exact.dtype == torch.float32
+    assert not torch.equal(rough, exact)
