@@ -147,7 +147,7 @@ class Preprocess:
             with _only_key(compose, key):
                 result = compose.inverse(start if key is None else {key: start})
             result = result if key is None else result[key]
-        except (RuntimeError, NotImplementedError, KeyError, ValueError):
+        except (RuntimeError, KeyError, ValueError):
             return None  # the caller interpolates by world position instead
         return result if isinstance(result, MetaTensor) and result.ndim == 4 else None
 

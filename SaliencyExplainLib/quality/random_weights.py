@@ -24,7 +24,7 @@ def copied(network: torch.nn.Module) -> torch.nn.Module:
     """
     try:
         twin = copy.deepcopy(network)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError) as error:
         raise MetricError(
             f"The network cannot be copied ({str(error).splitlines()[0]}), and it must not be "
             "randomised itself. Load it from its weights instead."
