@@ -18,6 +18,7 @@ __all__ = [
     "RegionError",
     "SaliencyExplainError",
     "SceneError",
+    "StudyError",
     "TargetError",
     "UntrustedModelError",
     "WorkerError",
@@ -54,6 +55,10 @@ class LayerNotFoundError(MethodError):
 
 class MetricError(SaliencyExplainError):
     """A quality metric is unknown, wrongly parametrised or not defined on this map."""
+
+
+class StudyError(SaliencyExplainError):
+    """A study cannot go on in its folder, or a result of it does not fit together."""
 
 
 class RegionError(SaliencyExplainError):

@@ -50,6 +50,13 @@ other files stay.""",
   {_PROGRAM} model BrainTissue --layers""",
     "regions": f"""example:
   {_PROGRAM} regions --map result/map.nrrd --segments tissues.nii.gz --output regions.csv""",
+    "study": f"""examples:
+  {_PROGRAM} study
+  {_PROGRAM} study background_removal --quick --output background
+
+In --output it writes a page (NAME.md) with figures (.png) and tables (.csv), study.json with
+everything, a folder of volumes for each case, and scene.mrb with --scene. What is done is kept in
+work/, so that the same command goes on where it was stopped.""",
     "demo": f"""example:
   {_PROGRAM} demo --output demo-output""",
 }
@@ -106,6 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _segments(regions, required=True)
     regions.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table here")
+    study = command("study", "study", "run a published system end to end, and compare with it")
+    study.add_argument("name", nargs="?", metavar="NAME", help="left out: list the studies")
+    _study(study)
     demo = command("demo", "demo", "explain the small model that comes with this project")
     demo.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for the results"
@@ -176,6 +186,15 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     results = _results(parser)
     add = results.add_argument
     add("--window", nargs=2, type=float, metavar=("LOW", "HIGH"), help="grey values of the maps")
+
+
+def _study(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", type=Path, metavar="DIR", help="folder for results, and to go on from")
+    add("--quick", action="store_true", help="a small version, under two minutes")
+    add("--seed", type=int, default=1, metavar="N", help="of all that is random (default 1)")
+    add("--restart", action="store_true", help="forget what an earlier run left in the folder")
+    add("--scene", action="store_true", help="also write scene.mrb for 3D Slicer")
 
 
 def _model_and_image(parser: argparse.ArgumentParser) -> None:

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
         mask_from_segment,
         volume_from_segment,
     )
+    from .study import PublishedStudy, publish_study
 
 __all__ = [
     "Published",
+    "PublishedStudy",
     "Roi",
     "Segments",
     "add_image",
@@ -56,6 +58,7 @@ __all__ = [
     "peak_world_ras",
     "point_from_node",
     "publish",
+    "publish_study",
     "release_scene",
     "restore_layers",
     "roi_from_node",
@@ -94,6 +97,7 @@ _HOMES = {
         "mask_from_segment",
         "volume_from_segment",
     ),
+    "study": ("PublishedStudy", "publish_study"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
