@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import ImageError
 from .figure import require_matplotlib, save_figure
-from .panels import colour_limit, draw_anatomy, grey_window
+from .panels import colour_limit, draw_anatomy, font_families, grey_window
 from .planes import PLANES, anatomy_box, pixel_size_mm, through
 
 if TYPE_CHECKING:
@@ -108,7 +108,14 @@ def draw_contact_sheet(
 
     def text(x: float, y: float, words: str, size: float, **style: Any) -> None:
         figure.text(
-            x / width_in, 1 - y / height_in, words, size=size, va="top", parse_math=False, **style
+            x / width_in,
+            1 - y / height_in,
+            words,
+            size=size,
+            va="top",
+            parse_math=False,
+            family=font_families(),
+            **style,
         )
 
     kinds = ", ".join(dict.fromkeys(one.title for one in explanations))

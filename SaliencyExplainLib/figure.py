@@ -25,6 +25,7 @@ from .panels import (
     draw_crosshair,
     draw_outline,
     draw_scale_bar,
+    font_families,
     grey_window,
 )
 from .planes import (
@@ -97,7 +98,7 @@ class _Sheet:
     def text(self, x: float, y: float, text: str, points: float, colour: str, **style: Any) -> None:
         """Write a line; `y` is its upper edge unless `va` says otherwise."""
         width, height = self.size
-        style = {"va": "top", "parse_math": False, **style}
+        style = {"va": "top", "parse_math": False, "family": font_families(), **style}
         text = text.replace("= -", "= \N{MINUS SIGN}")
         self.figure.text(x / width, 1 - y / height, text, size=points, color=colour, **style)
 
@@ -322,7 +323,7 @@ def _wrapped(text: str, width_in: float, points: float) -> tuple[str, ...]:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=points)
+    font = FontProperties(family=font_families(), size=points)
     # Hinting to whole pixels widens a line by up to 5 %.
     room = 0.95 * (width_in - 2 * _MARGIN) * 72
     lines: list[str] = []

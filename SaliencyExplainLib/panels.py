@@ -28,8 +28,22 @@ __all__ = [
     "draw_crosshair",
     "draw_outline",
     "draw_scale_bar",
+    "font_families",
     "grey_window",
 ]
+
+#: Fonts with Chinese, Japanese and Korean letters, of the systems that have them.
+_EAST_ASIAN = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Apple SD Gothic Neo",
+    "WenQuanYi Micro Hei",
+)
 
 #: Parts of the colour bar's end: nothing is drawn below the first, opacity is full at the second.
 DEAD_BAND, FULL_BAND = 0.05, 0.5
@@ -37,6 +51,14 @@ _OPACITY = 0.9
 _SIGNED = ("#0024c8", "#1f6bff", "#8cc4ff", "#ffffff", "#ffb08c", "#f5321e", "#b40000")
 _UNSIGNED = ("#3b0a6b", "#9c1f6e", "#e8502f", "#fba40a", "#fcffa4")
 _LETTER_PT = 6.5
+
+
+def font_families() -> list[str]:
+    """Matplotlib's own font first, then those of this machine with East Asian letters."""
+    from matplotlib import font_manager
+
+    there = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in there)]
 
 
 def grey_window(image: MetaTensor, *, channel: int = 0) -> tuple[float, float]:

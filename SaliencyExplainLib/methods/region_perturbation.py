@@ -157,7 +157,7 @@ class _Game:
         """Map of shape (1, I, J, K): each region's contribution spread over its voxels."""
         import torch
 
-        sizes = torch.bincount(self.labels.ravel(), minlength=self.count).double().cpu().numpy()
+        sizes = torch.bincount(self.labels.ravel(), minlength=self.count).cpu().double().numpy()
         densities = torch.from_numpy(contributions / sizes).float().to(self.labels.device)
         return densities[self.labels][None]
 

@@ -95,9 +95,13 @@ def _conjugate_gradients(
     check: Callable[[], None] | None,
 ) -> torch.Tensor:
     """Solve for each of the batch, shape (C, 1, I, J, K)."""
+    import torch
+
+    # Apple's GPUs have no double precision.
+    wide = torch.float32 if right.device.type == "mps" else torch.float64
 
     def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a.double() * b.double()).sum(dim=(1, 2, 3, 4), keepdim=True)
+        return (a.to(wide) * b.to(wide)).sum(dim=(1, 2, 3, 4), keepdim=True)
 
     found = start
     residual = right - multiply(found)

@@ -148,7 +148,7 @@ class Ranking:
         head = f"{'method':<28}{'rank':>6}{'95 %':>13}{'seconds':>9}"
         lines = [head + "".join(f"{name[:14]:>16}" for name in self.metrics)]
         for one in self.methods:
-            span = "" if one.interval is None else f"{one.interval[0]:.1f}-{one.interval[1]:.1f}"
+            span = "" if one.interval is None else f"{one.interval[0]:.1f} to {one.interval[1]:.1f}"
             cells = []
             for name in self.metrics:
                 value = one.rows[name].value if name in one.rows else None

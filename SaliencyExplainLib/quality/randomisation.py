@@ -124,7 +124,13 @@ def sanity_check(
         compared=run.compared,
         target=facts,
         seconds=time.perf_counter() - started,
-        details={"seed": seed, "draws": draws, "groups": len(stages), "copy_mb": run.copy_mb},
+        details={
+            "measure": measure,
+            "seed": seed,
+            "draws": draws,
+            "groups": len(stages),
+            "copy_mb": run.copy_mb,
+        },
     )
 
 

@@ -65,7 +65,8 @@ class SanityCheck:
     compared : str
         Which voxels were compared.
     details : dict
-        Seeds, draws, size of the network's copy in MB.
+        Similarity that the verdict reads ("measure"), seed, draws, size of the network's copy in
+        MB.
     """
 
     method: str

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..panels import font_families
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -224,6 +226,7 @@ def _styled(
     from matplotlib.figure import Figure
 
     style: Any = {
+        "font.family": font_families(),
         "font.size": 7.5,
         "axes.edgecolor": _FAINT,
         "axes.linewidth": 0.6,

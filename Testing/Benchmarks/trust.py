@@ -78,6 +78,10 @@ METRICS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("relevance_mass", {}),
     ("relevance_rank", {}),
     ("pointing_game", {}),
+    # Coarse, for many cases; the controls of the table stand in for those of the metric.
+    ("deletion", {"steps": 6, "control": False}),
+    ("insertion", {"steps": 6, "control": False}),
+    ("road", {"steps": 1, "control": False}),
 )
 
 
@@ -106,6 +110,11 @@ QUALITY = (
     Column("attribution_quality.relative_entropy", "RE"),
     Column("attribution_quality.relative_foreground", "RFA"),
     Column("attribution_quality.external_peaks", "EPA"),
+)
+CURVES = (
+    Column("deletion", "deletion"),
+    Column("insertion", "insertion"),
+    Column("road", "ROAD"),
 )
 PLACE = (
     Column("relevance_mass", "mass"),
@@ -356,6 +365,15 @@ than 1 % of it are highest.
 
 {quality}
 
+## Faithfulness: what voxels that go or come do to the score
+
+Deletion (lower is better) and insertion (higher): area under the score, 1 at the image and 0 at the
+baseline, while the highest sixths of the voxels are replaced by zero baseline or put into
+it. ROAD (higher is better, in units of the logit): half of the score without the lower half of the
+voxels minus the score without the higher half, gaps imputed.
+
+{curves}
+
 ## Place: whether the map is high where the evidence is
 
 Mass: part of the map's evidence inside spicules and carrying bodies. Rank: part of the highest
@@ -385,6 +403,17 @@ def _surely_above(
     return found
 
 
+def _surely_below(cases: Sequence[Cache], key: str, control: str) -> list[str]:
+    """Methods whose value, minus the control's of the same scene, has an interval below 0."""
+    found = []
+    for name in _measured(cases):
+        pairs = [(case.rows[name][key], case.rows[control][key]) for case in cases]
+        apart = [b - a for a, b in pairs if a is not None and b is not None]
+        if apart and interval(apart)[0] > 0:
+            found.append(name)
+    return found
+
+
 def _reading(cases: Sequence[Cache]) -> str:
     even = [case.rows["even map"]["attribution_quality"] for case in cases]
     total = len(_measured(cases))
@@ -394,6 +423,10 @@ def _reading(cases: Sequence[Cache]) -> str:
         "relevance_rank",
         lambda case, _: case.rows["the image, brightness above 0"]["relevance_rank"],
     )
+    smooth = "random, smooth"
+    deletion = _surely_below(cases, "deletion", smooth)
+    insertion = _surely_above(cases, "insertion", lambda case, _: case.rows[smooth]["insertion"])
+    road = _surely_above(cases, "road", lambda case, _: case.rows[smooth]["road"])
     find = _surely_above(cases, "density.2", lambda case, name: case.rows[name]["density.1"])
     outside = _surely_above(cases, "density.2", lambda case, name: case.rows[name]["density.3"])
     return "\n".join(
@@ -401,6 +434,9 @@ def _reading(cases: Sequence[Cache]) -> str:
             f"- AQ of the even map: {min(even)!r} to {max(even)!r}.",
             _told("AQ is above 1, the even map's, for", better, total),
             _told("Rank accuracy is above that of the image's own brightness for", image, total),
+            _told("Deletion is below that of the smooth random map for", deletion, total),
+            _told("Insertion is above that of the smooth random map for", insertion, total),
+            _told("ROAD is above that of the smooth random map for", road, total),
             _told("Spicules are denser than bait for", find, total),
             _told("Spicules are denser than the bodies that carry them for", outside, total),
             "",
@@ -446,6 +482,7 @@ def table(cases: Sequence[Cache], first: int, model: sx.Model, made_of: str) -> 
         made_of=made_of,
         machine=f"{processor()}, {platform.system()}, torch {torch.__version__}, one thread.",
         quality="\n".join(_rows(cases, QUALITY)),
+        curves="\n".join(_rows(cases, CURVES)),
         place="\n".join(_rows(cases, PLACE)),
         reading=_reading(cases),
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from SaliencyExplainLib.image import make_image
-from SaliencyExplainLib.panels import colour_limit, coloured, grey_window
+from SaliencyExplainLib.panels import colour_limit, coloured, font_families, grey_window
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
@@ -38,3 +38,14 @@ def test_grey_values_are_spread_over_the_tissue_of_a_ct():
     assert -300 < low < 0
     assert 100 < high < 300
     assert grey_window(make_image(np.zeros((3, 3, 3)), np.eye(4))) == (0.0, 1.0)
+
+
+def test_only_fonts_of_this_machine_are_named_and_the_usual_one_is_first(monkeypatch):
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(
+        font_manager, "get_font_names", lambda: ["Arial", "WenQuanYi Micro Hei", "DejaVu Sans"]
+    )
+    assert font_families() == ["DejaVu Sans", "WenQuanYi Micro Hei"]
+    monkeypatch.setattr(font_manager, "get_font_names", lambda: ["Arial"])
+    assert font_families() == ["DejaVu Sans"]

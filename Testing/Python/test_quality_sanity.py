@@ -120,6 +120,7 @@ def test_each_stage_names_its_layers_and_what_it_found(trained):
         "everywhere",
         "ssim",
     }
+    assert found.details["measure"] == "spearman_absolute"
     assert found.details["copy_mb"] == megabytes(model.network)
     assert "inside the region" in found.compared
     told = json.loads(json.dumps(found.to_dict()))
