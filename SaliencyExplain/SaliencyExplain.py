@@ -51,6 +51,7 @@ from SaliencyExplainPanel.run_section import RunSection
 from SaliencyExplainPanel.runner import Runner, problem_of
 from SaliencyExplainPanel.settings import interpreter
 from SaliencyExplainPanel.target_section import TargetSection
+from SaliencyExplainPanel.trust_section import TrustSection
 from SaliencyExplainPanel.widgets import later, set_text
 
 #: Packages of this extension, dropped when the module is reloaded.
@@ -121,6 +122,7 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.method = MethodSection(self.ui, self, self.model)
         self.computer = ComputerSection(self.ui, self)
         self.results = ResultsSection(self.ui, self)
+        self.trust = TrustSection(self.ui, self)
         self.ui.runNameLineEdit.connect("textChanged(QString)", self.onRunName)
 
         scene = slicer.mrmlScene
@@ -136,6 +138,7 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.runner is not None:
             self.runner.close()
+            self.trust.close()
 
     def enter(self):
         if self._parameterNode is None:
@@ -152,6 +155,7 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         # A run belongs to the scene that is going away.
         self.runner.stop()
         self.results.close()
+        self.trust.close()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event):
@@ -229,7 +233,8 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         try:
             parameters = self._parameterNode
             set_text(self.ui.runNameLineEdit, parameters.runName)
-            for section in (self.inputs, self.model, self.target, self.method, self.results):
+            sections = (self.inputs, self.model, self.target, self.method, self.results, self.trust)
+            for section in sections:
                 section.show(parameters)
             self.computer.show()
             self.run.show(asking.problems(parameters))
@@ -280,6 +285,7 @@ class SaliencyExplainWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 asking.ask(parameters),
                 self.model.source(parameters),
                 asking.labelmaps_wanted(parameters),
+                self.trust.keep,
             )
         except Exception as error:
             self._onFailed(problem_of(error), trusted)
@@ -379,6 +385,11 @@ class SaliencyExplainTest(ScriptedLoadableModuleTest):
         self._waitWhileBusy(panel)
         self.assertIsNotNone(panel.parameters.result, panel.ui.statusLabel.text)
         self.assertGreater(runs.table_of(panel.parameters.result).GetNumberOfRows(), 3)
+        panel.trust.measure()
+        self._waitWhileBusy(panel)
+        table = runs.metrics_of(panel.parameters.result)
+        self.assertIsNotNone(table, panel.ui.statusLabel.text)
+        self.assertGreater(table.GetNumberOfRows(), 6)
 
     def _skipWithoutTorch(self):
         missing = SaliencyExplainLogic().setupSentence()

@@ -158,8 +158,8 @@ def _method_problems(parameters):
     if method.needs_layer and asked_for.model_card(parameters).get("scripted"):
         found.append(
             _(
-                "{method} looks into a layer, which a TorchScript model does not allow. Choose "
-                "another method."
+                "{method} looks into a layer, which a TorchScript model does not allow. Save the "
+                "network with torch.export (.pt2) instead, or choose another method."
             ).format(method=method.title)
         )
     if labelmaps_wanted(parameters) and parameters.segmentation is None:

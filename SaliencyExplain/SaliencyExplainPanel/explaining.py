@@ -8,7 +8,7 @@ from slicer.i18n import tr as _
 import SaliencyExplainLib
 from SaliencyExplainLib import worker
 
-from . import rendering, sequences
+from . import remembered, rendering, sequences
 from .asking import placed
 from .parameters import Region
 
@@ -19,15 +19,17 @@ class Explaining:
     :param asked: asking.Asked
     :param source: SaliencyExplainLib.worker.ModelSource
     :param labelmaps: names of the method's parameters that get the segmentation
+    :param keep: called with the published map and the folder of its result, before that is removed
     """
 
-    def __init__(self, asked, source, labelmaps=()):
+    def __init__(self, asked, source, labelmaps=(), keep=None):
         self.asked = asked
         self._source = source
         self._labelmaps = labelmaps
+        self._keep = keep
         self._folder = worker.JobFolder()
         self._results = []
-        self._output = None
+        self._outputs = []
         self._segments = None
 
     @property
@@ -52,25 +54,23 @@ class Explaining:
         if self._segments is None and asked.segmentation is not None:
             self._segments = scene.labelmap_from_segmentation(asked.segmentation, asked.volumes[0])
             self._reference = folder.put("segments", self._segments.volume)
-        values = dict(asked.values)
-        if self._segments is not None:
-            values.update(dict.fromkeys(self._labelmaps, self._reference))
-        self._output = folder.output(f"result{self.step}")
+        reference = self._reference if self._segments is not None else None
+        self._outputs.append(folder.output(f"result{self.step}"))
         return worker.Explain(
             self._source,
             image,
-            worker.Question(**{**asked.question, **self._place()}),
+            worker.Question(**{**asked.question, **place_of(asked, folder)}),
             asked.method,
-            values,
-            self._output,
-            segments=self._reference if self._segments is not None else None,
+            with_labelmaps(asked.values, self._labelmaps, reference),
+            self._outputs[-1],
+            segments=reference,
             segment_names=self._segments.names if self._segments is not None else {},
             fast=asked.fast,
         )
 
     def take(self):
         """Read what the worker wrote; True when that was the last step."""
-        self._results.append(worker.read_result(self._output))
+        self._results.append(worker.read_result(self._outputs[-1]))
         return self.step == self.steps
 
     def publish(self):
@@ -97,6 +97,9 @@ class Explaining:
             layer_map=asked.layerMap,
             warnings=warnings,
         )
+        remembered.remember(published.volumes, asked, self._labelmaps)
+        if self._keep is not None:
+            self._keep(published.volumes[0], self._outputs[shown])
         if asked.frames:
             sequences.add_maps(asked.volumes[0], published.volumes[0], maps)
         if asked.show3D:
@@ -106,19 +109,6 @@ class Explaining:
     def close(self):
         """Remove the files of the run."""
         self._folder.remove()
-
-    def _place(self):
-        asked, scene = self.asked, SaliencyExplainLib.scene
-        volume = asked.volumes[0]
-        if asked.region is Region.SEGMENT:
-            mask = scene.volume_from_segment(asked.segmentation, asked.segmentID, volume)
-            return {"segment": self._folder.put(f"mask{self.step}", mask)}
-        pointed = asked.region in (Region.POINT, Region.INSTANCE)
-        if pointed and placed(asked.point):
-            return {"point_ras_mm": scene.point_from_node(asked.point, volume)}
-        if asked.region is Region.ROI:
-            return scene.roi_from_node(asked.roi, volume).question_fields(self._folder)
-        return {}
 
     def _frame_maps(self):
         """The map of each frame as a node outside the scene, with what differs between frames."""
@@ -144,3 +134,22 @@ class Explaining:
                         name=node.GetName()
                     )
                 )
+
+
+def place_of(asked, folder):
+    """Where the score is taken, as fields of a question; a mask goes into the folder."""
+    scene, volume = SaliencyExplainLib.scene, asked.volumes[0]
+    if asked.region is Region.SEGMENT:
+        mask = scene.volume_from_segment(asked.segmentation, asked.segmentID, volume)
+        return {"segment": folder.put("mask", mask)}
+    pointed = asked.region in (Region.POINT, Region.INSTANCE)
+    if pointed and placed(asked.point):
+        return {"point_ras_mm": scene.point_from_node(asked.point, volume)}
+    if asked.region is Region.ROI:
+        return scene.roi_from_node(asked.roi, volume).question_fields(folder)
+    return {}
+
+
+def with_labelmaps(values, names, reference):
+    """Parameters of a method, those of these names with the segmentation."""
+    return {**values, **(dict.fromkeys(names, reference) if reference is not None else {})}

@@ -1,5 +1,6 @@
 """Logic for the Python console and for other modules: nodes in, nodes out."""
 
+import dataclasses
 from pathlib import Path
 
 from slicer.i18n import tr as _
@@ -7,12 +8,14 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
 import SaliencyExplainLib
 
-from . import packages, runs
+from . import packages, remembered, runs
 from .parameters import Region, SaliencyExplainParameterNode
 from .similarity import similarity
 
 #: Beside the module file, from the source tree and installed.
 RESOURCES = Path(__file__).resolve().parent.parent / "Resources"
+#: Maps of which the logic keeps what no scene holds.
+MOST_KEPT = 4
 
 
 class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
@@ -47,10 +50,19 @@ class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
             published = logic.explain(volume, model, target, method, show=False)
             maps[method] = published.volumes[0]
         logic.similarity(maps["gradient"], maps["occlusion"]).spearman
+
+    How far one of them can be trusted, and a page that tells it::
+
+        found = logic.evaluate(maps["gradient"], model, sanityCheck=True)
+        found.verdict.headline
+        found.tables["metrics"]  # a table node: one row a metric
+        logic.saveReport(maps["gradient"], "/tmp/report")
     """
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
+        # A map on the network's grid is in no scene; those of the last runs are kept here.
+        self._made = {}
 
     def getParameterNode(self):
         return SaliencyExplainParameterNode(super().getParameterNode())
@@ -161,7 +173,123 @@ class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
             warnings=segments.warnings if segments is not None else (),
         )
         runs.remember_chart(published)
+        self._made[published.volumes[0].GetID()] = explanation
+        for nodeID in list(self._made)[:-MOST_KEPT]:
+            del self._made[nodeID]
         return published
+
+    def evaluate(
+        self,
+        mapNode,
+        model,
+        target=None,
+        metrics="quick",
+        sanityCheck=False,
+        methods=(),
+        segmentationNode=None,
+        truthSegmentID="",
+        parameters=None,
+        progress=None,
+        cancelled=None,
+        trusted=False,
+        modelOptions=None,
+    ):
+        """Find out how far a map can be trusted and lay the answer beside it.
+
+        A map that this object has not made itself is made again first; what measuring costs is in
+        SaliencyExplainLib.quality.plan_work.
+
+        :param mapNode: a published map.
+        :param model: as for explain(); the one that was explained.
+        :param target: the explained target; needed where it was in a segment, a box or at a point.
+        :param metrics: "quick", "usual", "all", or a list of names from
+            SaliencyExplainLib.quality.metrics().
+        :param sanityCheck: whether to see if the map notices that the network is randomised.
+        :param methods: names of methods to be ranked.
+        :param segmentationNode: optional; for metrics that look at segments.
+        :param truthSegmentID: its segment that holds the evidence which is known to be right.
+        :param parameters: parameters of the method that its record does not hold (label maps).
+        :param progress, cancelled, trusted, modelOptions: as for explain().
+        :return: SaliencyExplainLib.scene.PublishedAppraisal with verdict, tables and charts.
+        :raises SaliencyExplainLib.SaliencyExplainError: with what to do. The scene is then as it
+            was.
+        """
+        sx = SaliencyExplainLib
+        from SaliencyExplainLib.quality.trial import method_of, target_of
+
+        told = sx.scene.explanation_from_map(mapNode)
+        nodes = runs.inputs_of(mapNode)
+        if not nodes:
+            raise sx.errors.SceneError(
+                _("The volume that this map explains is not in the scene any more.")
+            )
+        known = self._known(mapNode)
+        if parameters:
+            names = {one.name for one in dataclasses.fields(sx.make_method(told.method))}
+            kept = {name: one for name, one in told.parameters.items() if name in names}
+            method = sx.make_method(told.method, {**kept, **parameters})
+        else:
+            method = method_of(told)
+        segments = truth = None
+        if segmentationNode is not None:
+            segments = sx.scene.labelmap_from_segmentation(segmentationNode, nodes[0])
+        if truthSegmentID:
+            truth = sx.scene.mask_from_segment(segmentationNode, truthSegmentID, nodes[0])
+        plan = sx.quality.plan_work(
+            method,
+            methods,
+            metrics,
+            has_map=known is not None,
+            has_truth=truth is not None,
+            has_labelmap=segments is not None,
+            sanity="cascading" if sanityCheck else "",
+        )
+        if not isinstance(model, sx.Model):
+            model = sx.load_model(model, trusted=trusted, **(modelOptions or {}))
+        made, found = sx.quality.appraise(
+            plan,
+            model,
+            sx.scene.image_from_nodes(nodes),
+            target_of(told) if target is None else target,
+            known,
+            truth=truth,
+            labelmap=None if segments is None else segments.labelmap,
+            names=None if segments is None else segments.names,
+            progress=progress,
+            cancelled=cancelled,
+        )
+        remembered.refuse_other(mapNode, made)
+        return sx.scene.publish_appraisal(found, mapNode)
+
+    def saveReport(self, mapNode, folder):
+        """Write a page with a map, its numbers and what was found on it; nothing is measured.
+
+        :param folder: gets report.html, which needs no other file, and figures/.
+        :return: path of the page.
+        :raises SaliencyExplainLib.SaliencyExplainError: if the volume is gone, or the folder cannot
+            be written.
+        """
+        sx = SaliencyExplainLib
+        anatomy = runs.input_of(mapNode)
+        if anatomy is None:
+            raise sx.errors.SceneError(
+                _("The volume that this map explains is not in the scene any more.")
+            )
+        found = sx.scene.appraisal_from_map(mapNode)
+        return sx.write_report(
+            sx.scene.explanation_from_map(mapNode),
+            sx.scene.image_from_node(anatomy),
+            folder,
+            regions=sx.scene.regions_from_table(runs.table_of(mapNode)),
+            **(vars(found) if found is not None else {}),
+        )[0]
+
+    def _known(self, mapNode):
+        """What explain() has made for a map, as long as the map shows it."""
+        made = self._made.get(mapNode.GetID())
+        if made is None or mapNode.GetAttribute("SaliencyExplain.value") != repr(float(made.value)):
+            return None
+        return made
 
     def similarity(self, firstMap, secondMap):
         """How alike two maps are: rank correlation and overlap of their strongest voxels.

@@ -25,7 +25,7 @@ class ModelSection:
 
     def __init__(self, ui, panel, demo):
         self.ui, self._panel, self._demo = ui, panel, demo
-        # Trust is given for a file's content and for as long as the panel lives.
+        # Hash that each path was trusted with; the settings remember hashes, not paths.
         self._trusted = {}
         self.layers = []
         self._layersOf = None
@@ -62,11 +62,16 @@ class ModelSection:
 
     def source(self, parameters):
         """The model as the worker wants it."""
-        options = asked_for.model_options(parameters)
-        if settings.device():
-            options["device"] = settings.device()
-        path = parameters.modelPath.strip()
-        return worker.ModelSource(path, trusted_sha256=self._trusted.get(path, ""), options=options)
+        return self.sourceOf(parameters.modelPath, asked_for.model_options(parameters))
+
+    def sourceOf(self, path, options):
+        """A model by its path, and what its file does not say."""
+        path, device = path.strip(), settings.device()
+        return worker.ModelSource(
+            path,
+            trusted_sha256=self._trusted.get(path, ""),
+            options={**options, "device": device} if device else dict(options),
+        )
 
     def load(self, trusted=None):
         """Load the model of the path.
@@ -138,11 +143,15 @@ class ModelSection:
             "you know where the file comes from.\n\nFile: {path}\nSHA-256: {sha256}\n\nTrust it?"
         ).format(reason=for_people(trust.reason), path=trust.path, sha256=trust.sha256)
         if trusted is None:
-            trusted = slicer.util.confirmYesNoDisplay(question)
+            # Asked again although it was told the hash: no answer of the settings helps.
+            known = settings.is_trusted(trust.sha256)
+            told = self._trusted.get(trust.path.strip()) == trust.sha256
+            trusted = (known and not told) or slicer.util.confirmYesNoDisplay(question)
         if not trusted:
             self._panel.say(_("The model was not trusted, so it was not loaded."))
             return
-        self._trusted[self._panel.parameters.modelPath.strip()] = trust.sha256
+        self._trusted[trust.path.strip()] = trust.sha256
+        settings.trust(trust.sha256)
         again()
 
     def setPath(self, path):
@@ -227,7 +236,7 @@ def kept_card(value):
     """The part of the worker's answer that the panel shows; the rest would swell the scene."""
     names = (
         "task", "labels", "channels", "parameters", "spacing_mm", "window", "scripted", "device",
-        "format", "name", "sha256", "preprocessing", "inference",
+        "format", "name", "sha256", "preprocessing", "inference", "input_channels",
     )  # fmt: skip
     return {name: value.get(name) for name in names}
 
@@ -248,6 +257,10 @@ def card_text(card):
     if spacing:
         size = " x ".join(f"{one:g}" for one in spacing)
         lines.append(_("Spacing: {size} mm").format(size=size))
+    if card.get("parameters"):
+        lines.append(_("Parameters: {count:,}").format(count=card["parameters"]))
+    if card.get("sha256"):
+        lines.append(_("SHA-256: {start}...").format(start=card["sha256"][:16]))
     return "\n".join(lines)
 
 
@@ -259,8 +272,8 @@ def first_output(labels):
 
 def layer_shape(card):
     """A shape (C, I, J, K) on which the layers can be listed."""
-    window = card.get("window") or (64, 64, 64)
-    return [max(1, len(card.get("channels") or [])), *window]
+    window = [size if size > 0 else 64 for size in card.get("window") or (64, 64, 64)]
+    return [len(card.get("channels") or []) or card.get("input_channels") or 1, *window]
 
 
 def for_people(reason):

@@ -92,6 +92,7 @@ class RunSection:
         if remaining is not None:
             text = _("{message}, {time} left").format(message=message, time=duration(remaining))
         self.ui.statusLabel.text = text
+        self._panel.trust.progress(fraction, text)
 
     def onWaiting(self, seconds):
         self.ui.statusLabel.text = _("Working for {time}...").format(time=duration(seconds))

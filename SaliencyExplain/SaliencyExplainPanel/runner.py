@@ -64,6 +64,12 @@ class Runner:
         return self.state is not State.IDLE
 
     @property
+    def doing(self):
+        """The run that is going on; None for none, or while it is published."""
+        task = self._tasks.get(self._job)
+        return None if task is None else task.run
+
+    @property
     def log(self):
         return self._process.log
 
@@ -78,7 +84,7 @@ class Runner:
         self._try(_Task(done, failed), lambda: worker.Load(source))
 
     def run(self, run, done, failed):
-        """Run all steps of an Explaining or Predicting; `done` gets what was published."""
+        """Run all steps, of an Explaining for example; `done` gets what was published."""
         self._begin(State.COMPUTING)
         self._try(_Task(done, failed, run), run.request)
 

@@ -21,6 +21,32 @@ def input_of(volume):
     return volume.GetNodeReference(_PREFIX + "inputVolume")
 
 
+def inputs_of(volume):
+    """Volumes that were explained, one a channel, as far as they are there."""
+    role = _PREFIX + "inputVolume"
+    count = volume.GetNumberOfNodeReferences(role)
+    found = [volume.GetNthNodeReference(role, index) for index in range(count)]
+    return [one for one in found if one is not None]
+
+
+def metrics_of(volume):
+    """Table of what was measured on a map, or that of the verdict; None for none."""
+    for role in ("metrics", "verdict"):
+        table = volume.GetNodeReference(_PREFIX + role)
+        if table is not None:
+            return table
+    return None
+
+
+def trust_chart_of(volume):
+    """The most telling plot of how far a map can be trusted, or None."""
+    for role in ("sanityChart", "deletionChart", "insertionChart"):
+        chart = volume.GetNodeReference(_PREFIX + role)
+        if chart is not None:
+            return chart
+    return None
+
+
 def table_of(volume):
     """Region table of the run, or None."""
     return volume.GetNodeReference(_PREFIX + "regionTable")

@@ -4,6 +4,7 @@ import slicer
 
 _GROUP = "SaliencyExplain/"
 _RECENT = 8
+_TRUSTED = 200
 
 
 def interpreter():
@@ -32,6 +33,17 @@ def recent_models():
 def remember_model(path):
     others = [one for one in recent_models() if one != path]
     _write("RecentModels", "\n".join([path, *others][:_RECENT]))
+
+
+def is_trusted(sha256):
+    """Whether the person has trusted a file (or folder) of just this content on this computer."""
+    return bool(sha256) and sha256 in _read("TrustedModels").split("\n")
+
+
+def trust(sha256):
+    """Remember that a content is trusted; the newest are kept."""
+    others = [one for one in _read("TrustedModels").split("\n") if one and one != sha256]
+    _write("TrustedModels", "\n".join([sha256, *others][:_TRUSTED]))
 
 
 def _read(name):

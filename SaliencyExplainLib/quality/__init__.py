@@ -20,10 +20,12 @@ from . import (
     road,
     segments,
 )
+from .appraisal import Appraisal, appraise
 from .base import Measured, Metric, Row, describe_metric, make_metric, metric, metrics, param
 from .comparison import Comparison, compare
 from .evaluation import USUAL, Evaluation, evaluate
 from .method_ranking import Ranking, rank
+from .plan import Plan, plan_work
 from .randomisation import sanity_check
 from .sanity_verdict import SanityCheck, Stage
 from .similarity import MEASURES, available_measures, pearson, spearman, ssim, top_k_iou
@@ -31,14 +33,17 @@ from .similarity import MEASURES, available_measures, pearson, spearman, ssim, t
 __all__ = [
     "MEASURES",
     "USUAL",
+    "Appraisal",
     "Comparison",
     "Evaluation",
     "Measured",
     "Metric",
+    "Plan",
     "Ranking",
     "Row",
     "SanityCheck",
     "Stage",
+    "appraise",
     "attribution_quality",
     "available_measures",
     "compare",
@@ -54,6 +59,7 @@ __all__ = [
     "metrics",
     "param",
     "pearson",
+    "plan_work",
     "rank",
     "repeatability",
     "road",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MetricError
 from ..explanation import Explanation, write_text
 from ..methods import Method
+from ..plain_text import cell_text
 from .base import DIRECTIONS, NEEDS, Measured, Metric, Row, make_metric
 from .shares import Shares
 from .trial import Trial, target_of
@@ -118,9 +119,8 @@ class Evaluation:
             low, high = row.interval or (None, None)
             numbers = ["" if one is None else f"{one:.6g}" for one in (row.value, low, high)]
             cost = [f"{row.passes:.6g}", f"{row.seconds:.3f}"]
-            writer.writerow(
-                [row.metric, *numbers, row.unit, DIRECTIONS[row.direction], *cost, row.reading]
-            )
+            told = [DIRECTIONS[row.direction], *cost, cell_text(row.reading)]
+            writer.writerow([row.metric, *numbers, cell_text(row.unit), *told])
         return buffer.getvalue()
 
     def to_text(self) -> str:

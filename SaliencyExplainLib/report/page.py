@@ -221,12 +221,11 @@ def _measured(found: _Found, files: dict[str, bytes]) -> list[Html]:
     if found.ranking is not None:
         plot = plots.ranking_plot(found.ranking)
         kept(plot)
-        others = [
-            _drawable(one)
-            for one in (found.ranking.explanations[row.name] for row in found.ranking.methods)
-        ]
-        pictures = [tag("h3", "The maps, best method first")]
-        pictures += _maps(found, others, "methods", files)
+        # A ranking that was read back has no maps.
+        known = found.ranking.explanations
+        others = [_drawable(known[one.name]) for one in found.ranking.methods if one.name in known]
+        pictures = [tag("h3", "The maps, best method first")] if others else []
+        pictures += _maps(found, others, "methods", files) if others else []
         made.append(sections.ranking_section(found.ranking, plot, pictures, found.comparison))
     return made
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..panels import font_families
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -224,6 +222,9 @@ def _styled(
     """A figure in the report's style, which ends with the block."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+
+    # It imports torch; the verdict beside this module needs none.
+    from ..panels import font_families
 
     style: Any = {
         "font.family": font_families(),

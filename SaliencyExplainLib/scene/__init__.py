@@ -12,6 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .appraisals import (
+        PublishedAppraisal,
+        appraisal_from_map,
+        explanation_from_map,
+        publish_appraisal,
+        regions_from_table,
+        verdict_from_map,
+    )
     from .colors import make_color_node, set_dead_band
     from .display import (
         jump_to,
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from .files import load_mrb, save_mrb
     from .host import in_app, new_scene, release_scene, scene_or_default
     from .inputs import add_image, add_segmentation
+    from .layers import PublishedLayers, publish_layers
     from .nodes import image_from_node, image_from_nodes, volume_from_node, volume_from_nodes
     from .places import Roi, point_from_node, roi_from_node
     from .publishing import Published, publish
@@ -39,11 +48,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Published",
+    "PublishedAppraisal",
+    "PublishedLayers",
     "PublishedStudy",
     "Roi",
     "Segments",
     "add_image",
     "add_segmentation",
+    "appraisal_from_map",
+    "explanation_from_map",
     "image_from_node",
     "image_from_nodes",
     "in_app",
@@ -58,7 +71,10 @@ __all__ = [
     "peak_world_ras",
     "point_from_node",
     "publish",
+    "publish_appraisal",
+    "publish_layers",
     "publish_study",
+    "regions_from_table",
     "release_scene",
     "restore_layers",
     "roi_from_node",
@@ -68,12 +84,21 @@ __all__ = [
     "show_legend",
     "show_over",
     "show_results",
+    "verdict_from_map",
     "volume_from_node",
     "volume_from_nodes",
     "volume_from_segment",
 ]
 
 _HOMES = {
+    "appraisals": (
+        "PublishedAppraisal",
+        "appraisal_from_map",
+        "explanation_from_map",
+        "publish_appraisal",
+        "regions_from_table",
+        "verdict_from_map",
+    ),
     "colors": ("make_color_node", "set_dead_band"),
     "display": (
         "jump_to",
@@ -87,6 +112,7 @@ _HOMES = {
     "files": ("load_mrb", "save_mrb"),
     "host": ("in_app", "new_scene", "release_scene", "scene_or_default"),
     "inputs": ("add_image", "add_segmentation"),
+    "layers": ("PublishedLayers", "publish_layers"),
     "nodes": ("image_from_node", "image_from_nodes", "volume_from_node", "volume_from_nodes"),
     "places": ("Roi", "point_from_node", "roi_from_node"),
     "publishing": ("Published", "publish"),

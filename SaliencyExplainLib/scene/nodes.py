@@ -1,7 +1,8 @@
 """Volume nodes become volumes or images, and these become nodes, on exactly the same grid.
 
 A node's voxels are in its own RAS, before its parent transform. What is made from them gets the
-same parent transform, linear or not, so the two always lie on each other; nothing is resampled.
+same parent transform, linear or not, so the two always lie on each other; nothing is resampled but
+further channels that lie on another grid than the first.
 
 A :class:`SaliencyExplainLib.volume.Volume` is plain numpy, for a process without torch; an image is
 the same as a MetaTensor, for the engine.
@@ -16,8 +17,9 @@ import numpy as np
 import vtk
 from vtk.util import numpy_support
 
+from ..channels import join_volumes
 from ..errors import SceneError
-from ..volume import Volume, same_grid
+from ..volume import Volume
 from .host import slicer
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ __all__ = [
 def title_of(node: Any) -> str:
     """Name of a node for messages."""
     return f"{node.GetName()!r}" if node is not None and node.GetName() else "the node"
+
+
+def subject_of(node: Any) -> str:
+    """Name of a node for the start of a sentence, its letters as they are."""
+    title = title_of(node)
+    return f"{title[0].upper()}{title[1:]}"
 
 
 def ijk_to_ras(volume: slicer.vtkMRMLVolumeNode) -> NDArray[np.float64]:
@@ -91,30 +99,38 @@ def image_from_node(node: slicer.vtkMRMLVolumeNode) -> MetaTensor:
 def volume_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> Volume:
     """Read several volume nodes as the channels of one volume, in this order.
 
+    Those on other grids are interpolated onto the first one's by world position, parent transforms
+    included; ``notes`` says which.
+
     Raises
     ------
     SceneError
-        If none is given, or they lie on different grids or under different parent transforms.
+        If none is given, or a non-linear transform lies between two of them.
+    ImageError
+        If two do not overlap.
     """
     if not nodes:
         raise SceneError("No volume was given. Choose at least one under Inputs.")
-    images = [volume_from_node(node) for node in nodes]
-    for node, image in zip(nodes[1:], images[1:], strict=True):
-        if node.GetParentTransformNode() is not nodes[0].GetParentTransformNode():
+    seen = [_seen_from(nodes[0], node) for node in nodes]
+    return join_volumes(seen, resample=True)
+
+
+def _seen_from(first: slicer.vtkMRMLVolumeNode, node: slicer.vtkMRMLVolumeNode) -> Volume:
+    """A volume in the coordinates of the first one, whose parent transform may be another."""
+    volume, parents = volume_from_node(node), (_parent(node), _parent(first))
+    if parents[0] is parents[1]:
+        return volume
+    for one, parent in zip((node, first), parents, strict=True):
+        if parent is not None and not parent.IsTransformToWorldLinear():
             raise SceneError(
-                f"The volumes {title_of(nodes[0])} and {title_of(node)} have different parent "
-                "transforms. "
-                "Harden them (Transforms module) and resample the volumes onto one grid first."
+                f"The volumes {title_of(first)} and {title_of(node)} have different parent "
+                f"transforms, and that of {title_of(one)} is not linear. Harden it (Transforms "
+                "module) first."
             )
-        if not same_grid(images[0], image):
-            raise SceneError(
-                f"The volume {title_of(node)} lies on another grid than {title_of(nodes[0])} "
-                f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or "
-                "another place or spacing). "
-                "Resample it onto that volume first (module 'Resample Scalar/Vector/DWI Volume')."
-            )
-    joined = np.concatenate([image.voxels for image in images])
-    return Volume(joined, images[0].affine, ", ".join(node.GetName() or "" for node in nodes))
+    between = vtk.vtkMatrix4x4()
+    slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(*parents, between)
+    moved = np.asarray(slicer.util.arrayFromVTKMatrix(between)) @ volume.affine
+    return Volume(volume.voxels, moved, volume.name)
 
 
 def image_from_nodes(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> MetaTensor:

@@ -19,7 +19,7 @@ from ..volume import voxels_of
 from .additions import Additions
 from .colors import make_color_node
 from .host import scene_or_default, slicer
-from .nodes import node_from_map, title_of
+from .nodes import node_from_map, subject_of, title_of
 from .tables import plot_nodes, region_node, summary_node, summary_rows
 from .windows import Window, finite, window_of
 
@@ -147,8 +147,7 @@ def publish(
     for node in (*inputs, *([segmentation] if segmentation is not None else [])):
         if node is None or not target_scene.IsNodePresent(node):
             raise SceneError(
-                f"{title_of(node).capitalize()} is not in the scene (any more). Load it again, "
-                "and run again."
+                f"{subject_of(node)} is not in the scene (any more). Load it again, and run again."
             )
     base = name or _base_name(explanation, inputs)
     run = _prepare(explanation, base, inputs, regions, layer_map, warnings)

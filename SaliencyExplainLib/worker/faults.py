@@ -5,21 +5,10 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
-from ..errors import SaliencyExplainError
+from ..errors import SaliencyExplainError, is_out_of_memory
 
-__all__ = ["Fault", "fault_of", "is_out_of_memory"]
+__all__ = ["Fault", "fault_of"]
 
-#: Words of torch (CPU, CUDA, MPS), its C++ parts and numpy when an allocation fails.
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "cannot allocate memory",
-    "std::bad_alloc",
-    "bad allocation",
-    "failed to allocate",
-    "cublas_status_alloc_failed",
-)
 _LONGEST = 1000
 _CARD = ("cuda", "mps", "hip")
 
@@ -52,18 +41,6 @@ def fault_of(error: BaseException) -> Fault:
         return Fault("Unexpected", said, details)
     said = _shortened(str(error)) or "no message"
     return Fault("Unexpected", f"Unexpected {type(error).__name__}: {said}", details)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, is a lack of memory."""
-    if error is None:
-        return False
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    if isinstance(error, RuntimeError | OSError) and any(word in text for word in _NO_MEMORY):
-        return True
-    return is_out_of_memory(error.__cause__)
 
 
 def _memory_sentence(error: BaseException) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,12 +19,14 @@ import numpy as np
 
 from ..errors import SaliencyExplainError, WorkerError
 from ..explanation import Explanation
+from ..quality.appraisal import Appraisal
 from ..region_rows import RegionTable
 from ..volume import Volume, as_volume
 from .protocol import Reference, json_values
 
 __all__ = [
     "PREFIX",
+    "RESULT",
     "JobFolder",
     "Result",
     "is_reference",
@@ -36,7 +38,8 @@ __all__ = [
 
 #: Start of the names of job folders. The worker removes no other folder.
 PREFIX = "SaliencyExplain-job-"
-_FACTS = "result.json"
+#: What a whole result has.
+RESULT = "result.json"
 
 
 class JobFolder:
@@ -109,12 +112,18 @@ class Result:
         Of a prediction.
     label_names : dict of int to str
         What the numbers of `labels` mean.
+    appraisal : Appraisal or None
+        How far the map can be trusted.
+    layers : tuple of Explanation
+        Of several layers, in their order; without maps on the network's grid.
     """
 
     explanation: Explanation | None = None
     regions: RegionTable | None = None
     labels: Volume | None = None
     label_names: Mapping[int, str] | None = None
+    appraisal: Appraisal | None = None
+    layers: tuple[Explanation, ...] = ()
 
 
 def write_array(path: Path, volume: Any) -> dict[str, Any]:
@@ -128,7 +137,8 @@ def write_array(path: Path, volume: Any) -> dict[str, Any]:
             f"{path.name!r} could not be written into {str(path.parent)!r} "
             f"({error.strerror or error}). Free some space."
         ) from error
-    return {"npy": str(path), "ijk_to_ras": one.affine.tolist(), "name": one.name}
+    place = {"npy": str(path), "ijk_to_ras": one.affine.tolist(), "name": one.name}
+    return {**place, "notes": list(one.notes)} if one.notes else place
 
 
 def read_array(reference: Reference) -> Volume:
@@ -141,7 +151,8 @@ def read_array(reference: Reference) -> Volume:
     """
     try:
         voxels = np.load(reference["npy"], allow_pickle=False)
-        return Volume(voxels, reference["ijk_to_ras"], str(reference.get("name", "")))
+        notes = tuple(map(str, reference.get("notes", ())))
+        return Volume(voxels, reference["ijk_to_ras"], str(reference.get("name", "")), notes)
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise WorkerError(
             f"The file of the job {str(reference.get('npy'))!r} cannot be read ({error}). On "
@@ -160,6 +171,8 @@ def write_result(
     regions: RegionTable | None = None,
     labels: Any = None,
     label_names: Mapping[int, str] | None = None,
+    appraisal: Appraisal | None = None,
+    layers: Sequence[Explanation] = (),
 ) -> None:
     """Write a result; the folder appears whole or not at all.
 
@@ -180,14 +193,20 @@ def write_result(
                 "explanation": None if explanation is None else explanation.to_dict(),
                 "regions": None if regions is None else regions.to_records(),
                 "label_names": label_names,
+                "appraisal": None if appraisal is None else appraisal.to_dict(),
+                "layers": len(layers),
                 "arrays": {
                     name: _beside(write_array(part / f"{name}.npy", one))
                     for name, one in arrays.items()
                     if one is not None
                 },
             }
+            for index, one in enumerate(layers):
+                # What only perturbing needs would double the files.
+                told = replace(one, network_maps=None, saved=one.to_dict()["map"])
+                write_result(part / str(index), told)
             text = json.dumps(json_values(facts), indent=1, allow_nan=False)
-            (part / _FACTS).write_text(text, encoding="utf-8")
+            (part / RESULT).write_text(text, encoding="utf-8")
             part.rename(final)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -208,12 +227,13 @@ def read_result(folder: str | Path) -> Result:
     """
     home = Path(folder)
     try:
-        facts = json.loads((home / _FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((home / RESULT).read_text(encoding="utf-8"))
         arrays = {
             name: read_array({**one, "npy": str(home / one["npy"])})
             for name, one in facts["arrays"].items()
         }
         told, regions, names = facts["explanation"], facts["regions"], facts["label_names"]
+        appraisal = facts["appraisal"]
         return Result(
             explanation=None
             if told is None
@@ -223,6 +243,8 @@ def read_result(folder: str | Path) -> Result:
             regions=None if regions is None else RegionTable.from_records(regions),
             labels=arrays.get("labels"),
             label_names=None if names is None else {int(key): one for key, one in names.items()},
+            appraisal=None if appraisal is None else Appraisal.from_dict(appraisal),
+            layers=tuple(_layer(home / str(index)) for index in range(int(facts["layers"]))),
         )
     except WorkerError:
         raise
@@ -230,6 +252,13 @@ def read_result(folder: str | Path) -> Result:
         raise WorkerError(
             f"The result in {str(home)!r} is not whole ({error}). Run again."
         ) from error
+
+
+def _layer(folder: Path) -> Explanation:
+    found = read_result(folder).explanation
+    if found is None:
+        raise WorkerError(f"The result in {str(folder)!r} is not whole. Run again.")
+    return found
 
 
 def _beside(reference: dict[str, Any]) -> dict[str, Any]:

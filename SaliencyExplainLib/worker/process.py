@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from .. import errors
 from ..errors import Cancelled, OutOfMemoryError, SaliencyExplainError, WorkerError
+from ..explanation import Explanation
+from ..quality.appraisal import Appraisal
+from ..region_rows import RegionTable
 from ..volume import Volume
+from .child import QUIT_S, Inbox, kill, pump, tell_end
 from .conversation import Conversation, Done, Event, Failed, Kill, Progress, Stopped
-from .jobs import JobFolder, Result, is_reference, read_result
+from .jobs import JobFolder, Result, read_result, write_result
 from .launch import Launch, launch
 from .models import NotTrustedError
 from .protocol import (
+    Evaluate,
     Explain,
+    ExplainLayers,
     Hello,
     Layers,
     Load,
     ModelSource,
     Predict,
     Question,
-    Reference,
+    Report,
     Request,
 )
+from .putting import put, put_all, put_any, question_with, source_of
 
 __all__ = ["Worker"]
 
 _TICK_S = 0.05
-#: How long a process may take to end after it was asked to.
-_QUIT_S = 2.0
 
 
 class Worker:
@@ -70,7 +73,7 @@ class Worker:
         self._parent, self._hang_s = parent, hang_s
         self._process: subprocess.Popen[bytes] | None = None
         self._talk = Conversation(hang_s)
-        self._inbox: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+        self._inbox: Inbox = queue.SimpleQueue()
         self._heard = False
 
     def __enter__(self) -> Worker:
@@ -103,9 +106,9 @@ class Worker:
             with contextlib.suppress(OSError):
                 process.stdin.close()
         try:
-            process.wait(_QUIT_S)
+            process.wait(QUIT_S)
         except subprocess.TimeoutExpired:
-            _kill(process)
+            kill(process)
 
     def hello(self) -> dict[str, Any]:
         """Return versions, devices and missing packages of the worker's Python."""
@@ -122,7 +125,7 @@ class Worker:
             As for all calls: the class that the worker's error has, WorkerError or
             OutOfMemoryError.
         """
-        return self._ask(Load(_source(model)))
+        return self._ask(Load(source_of(model)))
 
     def layers(
         self,
@@ -133,8 +136,8 @@ class Worker:
     ) -> dict[str, Any]:
         """List the layers of a model, and the default layer of each of `methods`."""
         with JobFolder(self._parent) as folder:
-            given = None if image is None else _put(folder, "image", image)
-            return self._ask(Layers(_source(model), given, shape, tuple(methods)))
+            given = put_any(folder, "image", image)
+            return self._ask(Layers(source_of(model), given, shape, tuple(methods)))
 
     def explain(
         self,
@@ -174,22 +177,15 @@ class Worker:
         -------
         Result
         """
-        asked = question or Question()
         with JobFolder(self._parent) as folder:
-            if segment is not None:
-                fields = {**vars(asked), "segment": _put(folder, "segment", segment)}
-                asked = Question(**fields)
             request = Explain(
-                _source(model),
-                _put(folder, "image", image),
-                asked,
+                source_of(model),
+                put(folder, "image", image),
+                question_with(folder, question, segment),
                 method,
-                {
-                    name: _put(folder, name, one) if hasattr(one, "affine") else one
-                    for name, one in (parameters or {}).items()
-                },
+                put_all(folder, parameters),
                 folder.output(),
-                None if segments is None else _put(folder, "segments", segments),
+                put_any(folder, "segments", segments),
                 dict(segment_names or {}),
                 fast,
                 batch_size,
@@ -206,12 +202,130 @@ class Worker:
     ) -> Volume:
         """Segment an image; see :func:`SaliencyExplainLib.predict`."""
         with JobFolder(self._parent) as folder:
-            request = Predict(_source(model), _put(folder, "image", image), folder.output())
+            request = Predict(source_of(model), put(folder, "image", image), folder.output())
             self._ask(request, progress, cancelled)
             labels = read_result(request.output).labels
         if labels is None:
             raise WorkerError("The worker's result holds no label map. Run again.")
         return labels
+
+    def explain_layers(
+        self,
+        model: ModelSource | str | Path,
+        image: Any,
+        question: Question | None = None,
+        methods: Sequence[str] = ("grad_cam",),
+        layers: Sequence[str] | None = None,
+        *,
+        segment: Any = None,
+        progress: Callable[[float, str], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[Explanation, ...]:
+        """Make maps at several layers; see :func:`SaliencyExplainLib.explain_layers`."""
+        with JobFolder(self._parent) as folder:
+            request = ExplainLayers(
+                source_of(model),
+                put(folder, "image", image),
+                question_with(folder, question, segment),
+                folder.output(),
+                tuple(methods),
+                None if layers is None else tuple(layers),
+            )
+            self._ask(request, progress, cancelled)
+            return read_result(request.output).layers
+
+    def evaluate(
+        self,
+        model: ModelSource | str | Path,
+        image: Any,
+        question: Question | None = None,
+        method: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        explanation: Explanation | str | Path | None = None,
+        metrics: str | Sequence[str] = "quick",
+        metric_parameters: Mapping[str, Mapping[str, Any]] | None = None,
+        truth: Any = None,
+        segment: Any = None,
+        segments: Any = None,
+        segment_names: Mapping[int, str] | None = None,
+        sanity: str = "",
+        draws: int = 3,
+        methods: Sequence[str] = (),
+        report: str | Path = "",
+        fast: bool = False,
+        progress: Callable[[float, str], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Result:
+        """Find out how far a map can be trusted.
+
+        Parameters
+        ----------
+        model, image, question, segment, segments, segment_names, fast, progress, cancelled
+            As for :meth:`explain`.
+        method, parameters
+            What made the map; it is made again where no `explanation` is given.
+        explanation : Explanation or path, optional
+            The map, with its map on the network's grid; or the folder where it was saved.
+        metrics, metric_parameters, sanity, draws, methods
+            As in :class:`Evaluate`.
+        truth : Volume or MetaTensor, optional
+            Mask of the evidence that is known to be right.
+        report : path, optional
+            Folder for the report.
+
+        Returns
+        -------
+        Result
+            ``appraisal`` is what was found; ``explanation`` the map that was made for it, None
+            where it was given.
+        """
+        with JobFolder(self._parent) as folder:
+            given = "" if explanation is None else str(Path(str(explanation)).absolute())
+            if isinstance(explanation, Explanation):
+                given = folder.output("explanation")
+                write_result(given, explanation)
+            request = Evaluate(
+                source_of(model),
+                put(folder, "image", image),
+                question_with(folder, question, segment),
+                folder.output(),
+                method,
+                put_all(folder, parameters),
+                given,
+                metrics if isinstance(metrics, str) else tuple(metrics),
+                dict(metric_parameters or {}),
+                put_any(folder, "truth", truth),
+                put_any(folder, "segments", segments),
+                dict(segment_names or {}),
+                sanity,
+                draws,
+                tuple(methods),
+                str(Path(report).absolute()) if report else "",
+                fast,
+            )
+            self._ask(request, progress, cancelled)
+            return read_result(request.output)
+
+    def report(
+        self,
+        image: Any,
+        explanation: Explanation,
+        folder: str | Path,
+        *,
+        regions: RegionTable | None = None,
+        appraisal: Appraisal | None = None,
+        contour: Any = None,
+        contour_name: str = "mask",
+    ) -> list[Path]:
+        """Write what was found as a page; see :func:`SaliencyExplainLib.write_report`."""
+        with JobFolder(self._parent) as job:
+            result = job.output("found")
+            write_result(result, explanation, regions, appraisal=appraisal)
+            outline = put_any(job, "contour", contour)
+            home = str(Path(folder).absolute())
+            told = self._ask(Report(put(job, "image", image), result, home, outline, contour_name))
+        return [Path(file) for file in told["files"]]
 
     def _ask(
         self,
@@ -286,12 +400,12 @@ class Worker:
             ) from error
         self._process = process
         pipes = [
-            threading.Thread(target=_pump, args=(pipe, name, self._inbox), daemon=True)
+            threading.Thread(target=pump, args=(pipe, name, self._inbox), daemon=True)
             for pipe, name in ((process.stdout, "out"), (process.stderr, "err"))
         ]
         for thread in pipes:
             thread.start()
-        threading.Thread(target=_tell_end, args=(process, pipes, self._inbox), daemon=True).start()
+        threading.Thread(target=tell_end, args=(process, pipes, self._inbox), daemon=True).start()
         return False
 
     def _write(self) -> None:
@@ -318,46 +432,7 @@ class Worker:
 
     def _kill(self) -> None:
         if self._process is not None:
-            _kill(self._process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and, where the system can, all that it has started."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_QUIT_S)
-
-
-def _pump(pipe: IO[bytes] | None, name: str, inbox: queue.SimpleQueue[tuple[str, bytes]]) -> None:
-    if pipe is not None:
-        while data := os.read(pipe.fileno(), 65_536):
-            inbox.put((name, data))
-        pipe.close()
-
-
-def _tell_end(
-    process: subprocess.Popen[bytes],
-    pipes: list[threading.Thread],
-    inbox: queue.SimpleQueue[tuple[str, bytes]],
-) -> None:
-    """Tell the end after all that was said before it."""
-    code = process.wait()
-    for thread in pipes:
-        # Not for ever: a grandchild may hold the pipe open.
-        thread.join(1.0)
-    inbox.put(("end", str(code).encode()))
-
-
-def _source(model: ModelSource | str | Path) -> ModelSource:
-    return model if isinstance(model, ModelSource) else ModelSource(str(model))
-
-
-def _put(folder: JobFolder, name: str, volume: Any) -> Reference:
-    return volume if is_reference(volume) else folder.put(name, volume)
+            kill(self._process)
 
 
 def _error(event: Failed) -> SaliencyExplainError:

@@ -14,16 +14,20 @@ from pathlib import PurePath
 from typing import Any, ClassVar
 
 from ..errors import WorkerError
+from .checking import check_fields
 
 __all__ = [
     "PROTOCOL",
+    "Evaluate",
     "Explain",
+    "ExplainLayers",
     "Hello",
     "Layers",
     "Load",
     "ModelSource",
     "Predict",
     "Question",
+    "Report",
     "Request",
     "Trust",
     "decode",
@@ -34,7 +38,7 @@ __all__ = [
 ]
 
 #: Version of the messages; both sides must have the same.
-PROTOCOL = 1
+PROTOCOL = 2
 
 #: A volume in a file, as :func:`SaliencyExplainLib.worker.jobs.write_array` describes it.
 Reference = Mapping[str, Any]
@@ -165,9 +169,108 @@ class Predict:
     output: str
 
 
-Request = Hello | Load | Layers | Explain | Predict
+@dataclass(frozen=True)
+class ExplainLayers:
+    """Make class activation maps at several layers from the same passes.
+
+    Parameters
+    ----------
+    model, image, question, output
+        As in :class:`Explain`.
+    methods : sequence of str
+        Names of methods that need a layer's features and gradients only.
+    layers : sequence of str, optional
+        Names; every layer whose maps show places when left out.
+    """
+
+    name: ClassVar[str] = "explain_layers"
+    model: ModelSource
+    image: Reference
+    question: Question
+    output: str
+    methods: Sequence[str] = ("grad_cam",)
+    layers: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Find out how far a map can be trusted.
+
+    Parameters
+    ----------
+    model, image, question, output, segments, segment_names, fast
+        As in :class:`Explain`.
+    method, parameters
+        What made the map: it is made again where `explanation` is empty, and run again where
+        metrics and the sanity check ask for it. Without a name that of the explanation's record, or
+        the best of `methods`.
+    explanation : str
+        Folder of a result of :class:`Explain`, or one that ``Explanation.save`` wrote with
+        ``network_grid=True``.
+    metrics : str or sequence of str
+        "quick", "usual", "all", or names.
+    metric_parameters : mapping of metric to mapping
+        JSON values.
+    truth : reference, optional
+        Mask of the evidence that is known to be right.
+    sanity : str
+        Mode of the sanity check, "cascading" or "independent"; empty for none.
+    draws : int
+        Random networks a stage of it.
+    methods : sequence of str
+        Methods to be ranked.
+    report : str
+        Folder for the report; empty for none.
+    """
+
+    name: ClassVar[str] = "evaluate"
+    model: ModelSource
+    image: Reference
+    question: Question
+    output: str
+    method: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    explanation: str = ""
+    metrics: str | Sequence[str] = "quick"
+    metric_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    truth: Reference | None = None
+    segments: Reference | None = None
+    segment_names: Mapping[int, str] = field(default_factory=dict)
+    sanity: str = ""
+    draws: int = 3
+    methods: Sequence[str] = ()
+    report: str = ""
+    fast: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write what was found as a page.
+
+    Parameters
+    ----------
+    image : reference
+        The anatomy.
+    result : str
+        Folder of a result that holds an explanation.
+    folder : str
+        Where the page and its figures go.
+    contour : reference, optional
+        Mask whose outline is drawn over the maps; `contour_name` says what it is.
+    """
+
+    name: ClassVar[str] = "report"
+    image: Reference
+    result: str
+    folder: str
+    contour: Reference | None = None
+    contour_name: str = "mask"
+
+
+Request = Hello | Load | Layers | Explain | ExplainLayers | Predict | Evaluate | Report
 _REQUESTS: dict[str, type[Request]] = {
-    one.name: one for one in (Hello, Load, Layers, Explain, Predict)
+    one.name: one
+    for one in (Hello, Load, Layers, Explain, ExplainLayers, Predict, Evaluate, Report)
 }
 
 
@@ -218,7 +321,8 @@ def _made(cls: type[Any], given: Mapping[str, Any]) -> Any:
         if key not in unknown
     }
     if "segment_names" in values:
-        values["segment_names"] = {int(key): one for key, one in values["segment_names"].items()}
+        values["segment_names"] = _names(values["segment_names"])
+    check_fields(cls, values)
     try:
         made = cls(**values)
     except TypeError as error:
@@ -226,6 +330,16 @@ def _made(cls: type[Any], given: Mapping[str, Any]) -> Any:
     if unknown:
         raise WorkerError(f"The request {cls.__name__} has no field {min(unknown)!r}.")
     return made
+
+
+def _names(given: Any) -> dict[int, str]:
+    """Names of labels, whose numbers are texts in JSON."""
+    try:
+        return {int(key): str(one) for key, one in given.items()}
+    except (AttributeError, ValueError) as error:
+        raise WorkerError(
+            f"segment_names maps the numbers of labels to names; {given!r} was given."
+        ) from error
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -237,7 +351,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
     """Return the message in a line; None where there is none (a line that somebody printed)."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_message = isinstance(message, dict) and isinstance(message.get("type"), str)
     return message if is_message else None

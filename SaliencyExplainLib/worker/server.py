@@ -24,7 +24,16 @@ from ..errors import Cancelled
 from .channel import Channel
 from .faults import fault_of
 from .jobs import PREFIX
-from .protocol import PROTOCOL, Explain, Predict, Request, request_from
+from .protocol import (
+    PROTOCOL,
+    Evaluate,
+    Explain,
+    ExplainLayers,
+    Predict,
+    Report,
+    Request,
+    request_from,
+)
 from .tasks import Tasks, missing_packages
 
 __all__ = ["serve"]
@@ -195,7 +204,11 @@ class Server:
 
 def _folder_of(request: Request) -> Path | None:
     """Temporary folder that the client has made for a job."""
-    if not isinstance(request, Explain | Predict):
+    if isinstance(request, Explain | ExplainLayers | Predict | Evaluate):
+        written = request.output
+    elif isinstance(request, Report):
+        written = request.result
+    else:
         return None
-    parent = Path(request.output).parent
+    parent = Path(written).parent
     return parent if parent.name.startswith(PREFIX) else None

@@ -10,31 +10,31 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingPackageError
-from .jobs import is_reference, read_array, write_result
+from .appraising import appraise_map, planned, write_page
+from .jobs import write_result
 from .models import ModelCache, default_layers, described
 from .protocol import (
     PROTOCOL,
+    Evaluate,
     Explain,
+    ExplainLayers,
     Hello,
     Layers,
     Load,
     ModelSource,
     Predict,
-    Question,
+    Report,
     Request,
 )
+from .questions import image_of, method_of, target_of
 
 if TYPE_CHECKING:
-    from monai.data import MetaTensor
-
     from ..model import Model
-    from ..target import Target
 
 __all__ = ["NEEDED", "Tasks", "missing_packages"]
 
@@ -90,6 +90,13 @@ class Tasks:
             return self._layers(request)
         if isinstance(request, Predict):
             return self._predict(request)
+        if isinstance(request, ExplainLayers):
+            return self._explain_layers(request)
+        if isinstance(request, Evaluate):
+            return self._evaluate(request)
+        if isinstance(request, Report):
+            self._progress(0.0, "drawing")
+            return write_page(request)
         return self._explain(request)
 
     def tidy(self, *, keep_model: bool) -> None:
@@ -176,7 +183,7 @@ class Tasks:
         from ..model import layer_facts
 
         model, _ = self._models.load(request.model)
-        image = None if request.image is None else _image(request.image)
+        image = None if request.image is None else image_of(request.image)
         shape = None if request.shape is None else tuple(int(one) for one in request.shape)
         found = model.layers(image, shape=shape)
         return {
@@ -185,20 +192,15 @@ class Tasks:
         }
 
     def _explain(self, request: Explain) -> dict[str, Any]:
-        from .. import explain, make_method, region_table
-        from ..region_rows import RegionRow, RegionTable
+        from .. import explain, region_table
 
         started = time.monotonic()
-        given = {
-            name: _image(value) if is_reference(value) else value
-            for name, value in request.parameters.items()
-        }
-        method = make_method(request.method, given)
+        method = method_of(request.method, request.parameters)
         model, warm = self._model(request.model)
         found = explain(
             model,
-            _image(request.image),
-            _target(request.question),
+            image_of(request.image),
+            target_of(request.question),
             method,
             progress=self._progress,
             cancelled=self._cancelled,
@@ -207,9 +209,26 @@ class Tasks:
         )
         table = None
         if request.segments is not None:
-            made = region_table(found, _image(request.segments), request.segment_names)
-            table = RegionTable(tuple(RegionRow(**asdict(row)) for row in made.rows))
+            table = region_table(found, image_of(request.segments), request.segment_names)
         write_result(request.output, found, table)
+        return _written(request.output, started, warm)
+
+    def _explain_layers(self, request: ExplainLayers) -> dict[str, Any]:
+        from .. import explain_layers, make_method
+
+        started = time.monotonic()
+        methods = [make_method(name) for name in request.methods]
+        model, warm = self._model(request.model)
+        found = explain_layers(
+            model,
+            image_of(request.image),
+            target_of(request.question),
+            methods,
+            request.layers,
+            self._progress,
+            self._cancelled,
+        )
+        write_result(request.output, layers=found)
         return _written(request.output, started, warm)
 
     def _predict(self, request: Predict) -> dict[str, Any]:
@@ -217,11 +236,18 @@ class Tasks:
 
         started = time.monotonic()
         model, warm = self._model(request.model)
-        image = _image(request.image)
+        image = image_of(request.image)
         labels = predict(model, image, progress=self._progress, cancelled=self._cancelled)
         names = dict(enumerate(model.labels))
         write_result(request.output, labels=labels, label_names=names)
         return _written(request.output, started, warm)
+
+    def _evaluate(self, request: Evaluate) -> dict[str, Any]:
+        started = time.monotonic()
+        work = planned(request)
+        model, warm = self._model(request.model)
+        told = appraise_map(request, work, model, self._progress, self._cancelled)
+        return {**_written(request.output, started, warm), **told}
 
 
 def missing_packages() -> list[str]:
@@ -231,20 +257,6 @@ def missing_packages() -> list[str]:
 
 def _written(output: str, started: float, warm: bool) -> dict[str, Any]:
     return {"folder": output, "seconds": round(time.monotonic() - started, 3), "warm": warm}
-
-
-def _image(reference: Mapping[str, Any]) -> MetaTensor:
-    image: MetaTensor = read_array(reference).as_image()
-    return image
-
-
-def _target(question: Question) -> Target:
-    from ..target import Target
-
-    values = {one.name: getattr(question, one.name) for one in fields(question)}
-    if question.segment is not None:
-        values["segment"] = _image(question.segment)
-    return Target(**values)
 
 
 def _accelerators() -> list[dict[str, Any]]:

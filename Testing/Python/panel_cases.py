@@ -80,6 +80,11 @@ class PlayedProcess:
     def stopped(self):
         self._handle(worker.Stopped(self.last, self.request))
 
+    def appraised(self, appraisal, explanation=None):
+        """Write what was found on a map where it was asked for, and say so."""
+        write_result(self.request.output, explanation, appraisal=appraisal)
+        self.done({"folder": self.request.output, "seconds": 1.0, "warm": True})
+
     def explained(self, **fields):
         """Write a result where it was asked for, and say so."""
         found = an_explanation(**fields)

@@ -444,7 +444,7 @@ def test_a_cancelled_run_leaves_nothing(evaluate, tmp_path, capsys, monkeypatch)
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("SaliencyExplainLib.quality.evaluate", stopped)
+    monkeypatch.setattr("SaliencyExplainLib.quality.appraisal.evaluate", stopped)
     assert main(evaluate("--method", "gradient", *CHEAP, "--quiet")) == 130
     assert capsys.readouterr().err == "Cancelled. Nothing was written.\n"
     assert everything_below(tmp_path) == set()

@@ -133,6 +133,141 @@ def test_a_run_of_the_logic_that_fails_leaves_the_scene_as_it_was(shown, scene, 
     assert hierarchy(scene) == tree
 
 
+# -- trust -----------------------------------------------------------------------------------------
+
+
+def a_logic_with_a_map(shown, scene, network, **more):
+    """Logic, map node and what was explained."""
+    volume = an_input(scene)
+    logic = shown.module.SaliencyExplainLogic()
+    target = logic.makeTarget("lesion", shown.module.Region.EVERYWHERE)
+    published = logic.explain(
+        volume, network, target, "input_x_gradient", modelOptions=OPTIONS, show=False, **more
+    )
+    return logic, published.volumes[0], target
+
+
+def test_the_logic_measures_a_map_and_lays_the_answer_beside_it(shown, scene, network):
+    logic, node, target = a_logic_with_a_map(shown, scene, network)
+    segmentation = a_segmentation(scene, masks(), an_affine())
+    told = []
+    found = logic.evaluate(
+        node,
+        network,
+        metrics=["prediction_preserved", "relevance_mass", "density_ratio"],
+        sanityCheck=True,
+        segmentationNode=segmentation,
+        truthSegmentID="id_left",
+        modelOptions=OPTIONS,
+        progress=lambda fraction, message: told.append(fraction),
+    )
+    model = sx.load_model(network, **OPTIONS)
+    image = sx.scene.image_from_nodes([node.GetNodeReference("SaliencyExplain.inputVolume")])
+    here = sx.explain(model, image, target, "input_x_gradient")
+    mask = sx.scene.mask_from_segment(segmentation, "id_left", image_node(node))
+    expected = sx.quality.evaluate(
+        here, model, image, ["prediction_preserved", "relevance_mass"], target, truth=mask
+    )
+    for row in expected.rows:
+        assert found.appraisal.evaluation[row.metric].value == pytest.approx(row.value, rel=1e-5)
+    assert found.appraisal.evaluation["density_ratio.right"].value is not None
+    assert found.appraisal.sanity.verdict in ("sensitive", "insensitive", "unclear")
+    assert node.GetNodeReference("SaliencyExplain.sanity") is found.tables["sanity"]
+    assert told == sorted(told)
+    assert f"Trust of {node.GetName()}" in hierarchy(scene)
+
+
+def image_node(node):
+    return node.GetNodeReference("SaliencyExplain.inputVolume")
+
+
+def test_a_map_of_another_logic_is_made_again_and_must_be_the_same(shown, scene, network):
+    _logic, node, target = a_logic_with_a_map(shown, scene, network)
+    other = shown.module.SaliencyExplainLogic()
+    found = other.evaluate(node, network, metrics=["sparseness"], modelOptions=OPTIONS)
+    assert found.appraisal.evaluation["sparseness"].value is not None
+    nodes = node_ids(scene)
+    torch.nn.init.constant_(network.bias, 9.0)
+    with pytest.raises(sx.SaliencyExplainError, match=r"the same question gives .* now"):
+        other.evaluate(node, network, metrics=["sparseness"], modelOptions=OPTIONS)
+    assert node_ids(scene) == nodes
+    assert target.region == "everywhere"
+
+
+def test_the_logic_keeps_the_network_grid_of_its_last_maps(shown, scene, network, monkeypatch):
+    logic, node, _target = a_logic_with_a_map(shown, scene, network)
+    monkeypatch.setattr(sx, "explain", None)
+    monkeypatch.setattr("SaliencyExplainLib.run.explain", None)
+    logic.evaluate(node, network, metrics=["deletion"], modelOptions=OPTIONS)
+    monkeypatch.undo()
+
+
+def test_a_label_map_that_the_record_does_not_hold_is_given_again(shown, scene, network):
+    volume = an_input(scene)
+    segmentation = a_segmentation(scene, masks(), an_affine())
+    labels = sx.scene.labelmap_from_segmentation(segmentation, volume).labelmap
+    logic = shown.module.SaliencyExplainLogic()
+    node = logic.explain(
+        volume, network, logic.makeTarget("lesion", shown.module.Region.EVERYWHERE),
+        "region_ablation", parameters={"regions": "segments", "segments": labels},
+        modelOptions=OPTIONS, show=False,
+    ).volumes[0]  # fmt: skip
+    given = {"metrics": ["sparseness"], "modelOptions": OPTIONS}
+    with pytest.raises(sx.SaliencyExplainError, match="was made with segments, which its record"):
+        logic.evaluate(node, network, **given)
+    found = logic.evaluate(node, network, parameters={"segments": labels}, **given)
+    assert found.appraisal.evaluation["sparseness"].value is not None
+
+
+def test_only_the_last_maps_are_kept_by_the_logic(shown, scene, network):
+    logic, node, target = a_logic_with_a_map(shown, scene, network)
+    volume = image_node(node)
+    for _ in range(4):
+        logic.explain(volume, network, target, "gradient", modelOptions=OPTIONS, show=False)
+    assert len(logic._made) == 4
+    assert logic._known(node) is None
+
+
+def test_the_logic_ranks_methods_and_writes_the_page(shown, scene, network, tmp_path):
+    segmentation = a_segmentation(scene, masks(), an_affine())
+    logic, node, _target = a_logic_with_a_map(shown, scene, network, segmentationNode=segmentation)
+    found = logic.evaluate(
+        node, network, metrics=["sparseness"], methods=["gradient"], modelOptions=OPTIONS
+    )
+    assert set(found.tables) == {"verdict", "metrics", "ranking", "comparison"}
+    page = logic.saveReport(node, tmp_path / "page")
+    text = page.read_text(encoding="utf-8")
+    assert page == tmp_path / "page" / "report.html"
+    assert "Which method here?" in text
+    assert "right" in text
+    assert found.verdict.headline in text
+    scene.RemoveNode(image_node(node))
+    for call in (
+        lambda: logic.saveReport(node, tmp_path / "other"),
+        lambda: logic.evaluate(node, network, modelOptions=OPTIONS),
+    ):
+        with pytest.raises(sx.SaliencyExplainError, match="is not in the scene any more"):
+            call()
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("way", ["cancelled", "metric", "no map"])
+def test_a_measurement_of_the_logic_that_fails_leaves_the_scene_as_it_was(
+    shown, scene, network, way
+):
+    logic, node, _target = a_logic_with_a_map(shown, scene, network)
+    nodes, tree = node_ids(scene), hierarchy(scene)
+    with pytest.raises(sx.SaliencyExplainError):
+        logic.evaluate(
+            image_node(node) if way == "no map" else node,
+            network,
+            metrics=["deletoin"] if way == "metric" else ["deletion"],
+            cancelled=lambda: way == "cancelled",
+            modelOptions=OPTIONS,
+        )
+    assert (node_ids(scene), hierarchy(scene)) == (nodes, tree)
+
+
 def test_the_self_test_of_the_module_passes_or_says_why_not(shown, panel, monkeypatch):
     monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: panel, raising=False)
     test = shown.module.SaliencyExplainTest("runTest")

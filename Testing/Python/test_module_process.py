@@ -10,9 +10,10 @@ import pytest
 import slicer_stand_ins
 import widget_stand_ins as widgets
 from PySide6.QtCore import QProcess
-from scene_cases import node_ids
+from scene_cases import an_input, node_ids
 from widget_stand_ins import wait_for
 
+import SaliencyExplainLib as sx
 from SaliencyExplainLib import worker
 from SaliencyExplainLib.worker import Launch
 
@@ -144,6 +145,47 @@ def test_quitting_the_application_ends_the_process(a_process, shown):
 
 
 # -- the real worker -----------------------------------------------------------------------------
+
+
+def test_a_map_is_measured_cancelled_and_reported_by_the_real_worker(shown, scene, tmp_path):
+    import torch
+
+    network = torch.nn.Sequential(
+        torch.nn.Conv3d(1, 3, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(3, 2, 3, padding=1)
+    )
+    torch.jit.script(network.eval()).save(str(tmp_path / "model.ts"))
+    an_input(scene, name="Head")
+    shown.answer = True  # the file may run its code
+    with slicer_stand_ins.a_panel(shown) as panel:
+        parameters, module = panel.parameters, shown.module
+        parameters.modelTask = sys.modules["SaliencyExplainPanel.parameters"].Task.SEGMENTATION
+        parameters.modelLabels, parameters.method = "background,lesion", "gradient"
+        parameters.region = module.Region.EVERYWHERE
+        panel.ui.modelPathLineEdit.text = str(tmp_path / "model.ts")
+        panel.ui.loadModelButton.click()
+        assert wait_for(lambda: parameters.modelCard and not panel.runner.busy, 60), shown.errors
+        panel.ui.applyButton.click()
+        assert wait_for(lambda: not panel.runner.busy, 60)
+        volume = parameters.result
+        panel.ui.sanityCheckBox.click()
+        panel.ui.trustButton.click()
+        assert wait_for(lambda: not panel.runner.busy, 60)
+        assert shown.errors == []
+        found = sx.scene.appraisal_from_map(volume)
+        assert found.sanity.method == found.evaluation.method == "gradient"
+        assert sx.scene.verdict_from_map(volume).headline in panel.ui.trustVerdictLabel.text
+        nodes = node_ids(scene)
+        panel.ui.trustButton.click()
+        panel.ui.trustButton.click()
+        assert wait_for(lambda: not panel.runner.busy, 20)
+        assert panel.ui.statusLabel.text == "Cancelled; the scene is as it was."
+        assert node_ids(scene) == nodes
+        panel.trust.save(str(tmp_path))
+        assert wait_for(lambda: not panel.runner.busy, 60)
+        assert shown.errors == []
+        (page,) = tmp_path.glob("*/report.html")
+        assert panel.ui.statusLabel.text == f"The report was written: {page}"
+        assert "Sanity check" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

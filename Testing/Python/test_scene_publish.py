@@ -222,7 +222,7 @@ def test_the_map_moves_with_its_input(scene, make):
 def test_an_input_from_another_scene_is_refused(scene):
     other = new_scene()
     try:
-        with pytest.raises(SceneError, match="not in the scene"):
+        with pytest.raises(SceneError, match="'CT' is not in the scene"):
             publish(an_explanation(), scene, input_volume=an_input(other))
     finally:
         release_scene(other)

@@ -10,7 +10,9 @@ from SaliencyExplainLib.errors import WorkerError
 from SaliencyExplainLib.worker import (
     Conversation,
     Done,
+    Evaluate,
     Explain,
+    ExplainLayers,
     Failed,
     Hello,
     Kill,
@@ -21,6 +23,7 @@ from SaliencyExplainLib.worker import (
     Progress,
     Question,
     Ready,
+    Report,
     Stopped,
     Trust,
     Waiting,
@@ -80,7 +83,28 @@ def every_request() -> list:
         Load(model),
         Layers(model, array, [1, 2, 3, 4], ["grad_cam"]),
         Explain(model, array, question, "gradient", {"a": 1}, "/out", array, {3: "liver"}),
+        ExplainLayers(model, array, question, "/out", ["grad_cam"], ["conv1"]),
         Predict(model, array, "/out"),
+        Evaluate(
+            model,
+            array,
+            question,
+            "/out",
+            "gradient",
+            {"a": 1},
+            "/map",
+            ["deletion"],
+            {"deletion": {"steps": 5}},
+            array,
+            array,
+            {3: "liver"},
+            "cascading",
+            2,
+            ["gradient", "lrp"],
+            "/page",
+            True,
+        ),
+        Report(array, "/result", "/page", array, "truth"),
     ]
 
 
@@ -167,7 +191,7 @@ def test_a_failure_carries_its_kind_and_what_to_trust(talk):
         b'{"type": "failed", "job": "1", "kind": "X"}\n',
         b'{"type": "failed", "job": ["1"], "kind": 1, "message": 1, "details": 1, "trust": null}\n',
         b'{"type": "alive"}\n',
-        b'{"type": "ready", "protocol": 1, "python": 3, "pid": "x", "library": ""}\n',
+        b'{"type": "ready", "protocol": %d, "python": 3, "pid": "x", "library": ""}\n' % PROTOCOL,
         b'{"type": "unheard_of", "job": "1"}\n',
         b"[]\n",
         b"\n",
@@ -308,7 +332,8 @@ def test_another_protocol_is_told_and_ended(talk):
     (event,) = talk.receive(line(**(READY | {"protocol": 99, "library": "9.9"})))
     assert isinstance(event, Kill)
     (failed,) = talk.ended(-9)
-    assert "(9.9) speaks version 99 of the messages; this one speaks 1." in failed.message
+    told = f"(9.9) speaks version 99 of the messages; this one speaks {PROTOCOL}."
+    assert told in failed.message
 
 
 def test_every_open_job_has_an_end(talk):

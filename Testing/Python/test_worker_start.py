@@ -223,8 +223,8 @@ def test_messages_of_another_release_are_refused():
     text = textwrap.dedent("""\
         this is no message
         {"type": "hello", "job": "1", "protocol": 0}
-        {"type": "dance", "job": "2", "protocol": 1}
-    """)
+        {"type": "dance", "job": "2", "protocol": PROTOCOL}
+    """).replace("PROTOCOL", str(worker.PROTOCOL))
     process = subprocess.Popen(
         command, cwd=HERE.parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

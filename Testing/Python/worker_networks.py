@@ -136,3 +136,16 @@ class Hoards(Plain):
         if not hasattr(self, "hoard"):
             self.hoard = torch.ones(75_000_000)
         time.sleep(0.1)
+
+
+class Deep(torch.nn.Module):
+    """Two convolutions, so that there are layers to look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv3d(1, 4, 3, padding=1)
+        self.between = torch.nn.ReLU()
+        self.last = torch.nn.Conv3d(4, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.between(self.first(x)))
