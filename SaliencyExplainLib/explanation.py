@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import tempfile
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,9 +26,11 @@ if TYPE_CHECKING:
 
     from monai.data import MetaTensor
 
-__all__ = ["Explanation", "write_text"]
+__all__ = ["Explanation", "versions", "write_text"]
 
 _FACTS = "explanation.json"
+#: A record may be this long (bytes), and a map have this many channels, when read back.
+_LONGEST, _MOST_CHANNELS = 64 << 20, 1000
 
 
 @dataclass(frozen=True)
@@ -159,10 +164,8 @@ class Explanation:
             If something is missing or unknown in `facts`.
         """
         wanted = set(cls.__dataclass_fields__) - {"maps", "network_maps", "layer_map"} - {"saved"}
-        values = {name: facts[name] for name in wanted if name in facts}
-        for name in ("layers", "warnings"):
-            values[name] = tuple(values.get(name, ()))
         try:
+            values = {name: _checked(name, facts[name]) for name in wanted if name in facts}
             made = cls(
                 maps=cast("MetaTensor", maps),
                 network_maps=cast("MetaTensor | None", network_maps),
@@ -216,17 +219,20 @@ class Explanation:
         """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+            facts = _read_facts(folder / _FACTS)
             channels = int(facts["map"]["channels"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            told = np.array(facts["map"].get("ijk_to_ras", np.eye(4)), dtype=np.float64)
+            if told.shape != (4, 4) or not 1 <= channels <= _MOST_CHANNELS:
+                raise ValueError("its map has no proper place or number of channels")
+            name = str(facts.get("image", {}).get("name", ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SaliencyExplainError(
                 f"{str(folder)!r} holds no explanation ({_FACTS}: {error}). Give a folder that "
                 "save() or the command explain wrote."
             ) from error
         network = (folder / _channel_files("map_network_grid", channels)[0]).is_file()
         layer = folder / "map_layer_grid.nrrd"
-        maps = _read_channels(folder, "map", channels, facts.get("image", {}).get("name", ""))
-        told = np.array(facts["map"].get("ijk_to_ras", np.eye(4)))
+        maps = _read_channels(folder, "map", channels, name)
         if np.allclose(told, maps.affine, atol=1e-6):
             # The file keeps spacing and directions, whose product differs in the last digit.
             maps = Volume(maps.voxels, told, maps.name)
@@ -252,6 +258,45 @@ class Explanation:
         summed = float(voxels_of(self.network_map).sum(dtype=np.float64))
         shape = list(self.network_maps.shape[1:])
         return told | {"sum_on_network_grid": summed, "network_shape_ijk": shape}
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    with path.open("rb") as file:
+        content = file.read(_LONGEST + 1)
+    if len(content) > _LONGEST:
+        raise ValueError(f"it has more than {_LONGEST >> 20} MB")
+    facts = json.loads(content.decode("utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError("it is no JSON object")
+    return facts
+
+
+#: Kinds of the values of a record that are not texts, for one that was read.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("target", "parameters", "details", "model", "image", "versions"), (dict,)),
+    **dict.fromkeys(("value", "completeness_error", "peak_memory_mb"), (int, float, type(None))),
+    "seconds": (int, float),
+    "signed": (bool,),
+    "layers": (list, tuple),
+    "warnings": (list, tuple),
+}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of a record; a list of texts as a tuple.
+
+    Raises
+    ------
+    TypeError
+        If it is of another kind.
+    """
+    many = name in ("layers", "warnings")
+    texts = not many or (isinstance(value, list | tuple) and all(isinstance(o, str) for o in value))
+    if not isinstance(value, _KINDS.get(name, (str,))) or not texts:
+        raise TypeError(f"{name!r} is of another kind")
+    return tuple(cast("list[str]", value)) if many else value
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -314,3 +359,15 @@ def _write_channels(maps: Any, folder: Path, stem: str) -> list[Path]:
 def _read_channels(folder: Path, stem: str, channels: int, name: str = "") -> Volume:
     read = [read_volume(folder / file) for file in _channel_files(stem, channels)]
     return Volume(np.concatenate([one.voxels for one in read]), read[0].affine, name)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what computes an explanation: Python, this library and those below it."""
+    found = {"python": platform.python_version()}
+    for name in ("saliency-explain", "torch", "monai", "numpy", "SimpleITK"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -8,7 +8,7 @@ Slicer volume node. ITK and DICOM use LPS; the change of sign happens here and n
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from monai.data import MetaTensor
 
 from .errors import ImageError
-from .volume import same_grid, spacing_mm, to_ras, voxel_volume_ml
+from .volume import reason_of, same_grid, spacing_mm, to_ras, voxel_volume_ml
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -29,6 +29,7 @@ __all__ = [
     "ras_to_ijk",
     "read_image",
     "read_labelmap",
+    "replace_values",
     "resample_image",
     "resample_labels",
     "same_grid",
@@ -42,7 +43,9 @@ __all__ = [
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def make_image(voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "") -> MetaTensor:
+def make_image(
+    voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "", notes: Sequence[str] = ()
+) -> MetaTensor:
     """Join voxels and their IJK-to-RAS matrix.
 
     Parameters
@@ -53,6 +56,8 @@ def make_image(voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "") -
         IJK to RAS, in mm.
     name : str
         Kept as the file name in the metadata.
+    notes : sequence of str
+        Kept in the metadata; :func:`explain` adds them to its warnings.
 
     Returns
     -------
@@ -86,7 +91,9 @@ def make_image(voxels: torch.Tensor | np.ndarray, affine: Any, name: str = "") -
             "The affine must be an invertible 4 x 4 matrix from voxel indices to RAS millimetres; "
             f"got {matrix!r}."
         )
-    meta = {"filename_or_obj": name, "space": "RAS", "original_channel_dim": 0}
+    meta: dict[str, Any] = {"filename_or_obj": name, "space": "RAS", "original_channel_dim": 0}
+    if notes:
+        meta["notes"] = tuple(notes)
     return MetaTensor(tensor, affine=torch.from_numpy(matrix), meta=meta)
 
 
@@ -106,14 +113,54 @@ def as_image(image: Any) -> MetaTensor:
             "Use read_image(path), or make_image(voxels, affine) when the IJK-to-RAS matrix is "
             "known."
         )
-    checked = make_image(image, image.affine, str(image.meta.get("filename_or_obj", "")))
-    bad = int((~torch.isfinite(checked.as_tensor())).sum())
-    if bad:
-        raise ImageError(
-            f"The volume holds {bad} values that are NaN or infinite. Replace them (for example by "
-            "0 or the minimum) first."
-        )
+    checked = make_image(
+        image,
+        image.affine,
+        str(image.meta.get("filename_or_obj", "")),
+        tuple(image.meta.get("notes", ())),
+    )
+    if not torch.isfinite(checked.as_tensor()).all():
+        raise ImageError(_not_finite(checked))
     return checked
+
+
+def replace_values(image: MetaTensor, fill: float) -> MetaTensor:
+    """Put one value in place of NaN and infinite ones, and note how many there were.
+
+    Parameters
+    ----------
+    image : MetaTensor, shape (C, I, J, K)
+        Not changed.
+    fill : float
+        A value that means nothing there: air for CT (-1024), 0 for most MR.
+
+    Raises
+    ------
+    ImageError
+        If `fill` is not finite itself.
+    """
+    if not np.isfinite(fill):
+        raise ImageError(f"NaN and infinite values are replaced by a number; {fill} was given.")
+    voxels = image.as_tensor()
+    bad = ~torch.isfinite(voxels)
+    count = int(bad.sum())
+    if not count:
+        return image
+    name, notes = str(image.meta.get("filename_or_obj", "")), image.meta.get("notes", ())
+    told = f"{count} values were NaN or infinite; {fill:g} stands in their place."
+    return make_image(voxels.masked_fill(bad, fill), image.affine, name, (*notes, told))
+
+
+def _not_finite(image: MetaTensor) -> str:
+    bad = ~torch.isfinite(image.as_tensor())
+    first = [int(one) for one in bad.nonzero()[0]]
+    place = ", ".join(f"{one:.1f}" for one in to_ras(image.affine, first[1:]))
+    return (
+        f"The volume holds {int(bad.sum())} values that are NaN or infinite (the "
+        f"first in channel {first[0]} at voxel {tuple(first[1:])}, RAS {place} mm). "
+        "Put a number in their place: read_image(path, fill=0), --fill 0; in 3D Slicer the "
+        "module 'Simple Filters'."
+    )
 
 
 def ras_to_ijk(affine: Any, ras_mm: Any) -> np.ndarray:
@@ -168,60 +215,63 @@ def image_from_sitk(volume: sitk.Image, name: str = "") -> MetaTensor:
     return make_image(voxels.astype(np.float32), _LPS_FROM_RAS @ affine, name)
 
 
-def read_image(paths: str | Path | Sequence[str | Path], *, resample: bool = False) -> MetaTensor:
+def read_image(
+    paths: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    *,
+    resample: bool = False,
+    channels: Sequence[str] = (),
+    series: str | None = None,
+    frame: int | None = None,
+    fill: float | None = None,
+) -> MetaTensor:
     """Read one volume, or several as the channels of one image.
 
     Parameters
     ----------
-    paths : path or sequence of paths
-        NIfTI, NRRD, MetaImage and whatever else SimpleITK reads. Several files become channels, in
-        this order.
+    paths : path, sequence of paths, or mapping of channel name to path
+        NIfTI, NRRD, MetaImage, a folder of DICOM slices, and whatever else SimpleITK reads. Several
+        files become channels, in this order; a fourth axis becomes channels, too. Named ones are
+        put in the order of `channels`.
     resample : bool
         Allow volumes on other grids: they are interpolated (trilinear, by world position) onto the
         first one's grid.
+    channels : sequence of str
+        Names of the model's inputs (``model.channels``), for a mapping.
+    series : str, optional
+        Which DICOM series of a folder that holds several: its number, description or UID.
+    frame : int, optional
+        Which frame of a file with a fourth axis, from 0; None: all of them.
+    fill : float, optional
+        What to put in place of NaN and infinite values; None leaves them, and :func:`explain`
+        refuses them.
 
     Returns
     -------
     MetaTensor
-        Shape (C, I, J, K), float32, affine IJK to RAS in mm.
+        Shape (C, I, J, K), float32, affine IJK to RAS in mm. What a reader of the result must know
+        stands in ``meta["notes"]``.
 
     Raises
     ------
     ImageError
-        If a file is missing or unreadable, or the grids differ and `resample` is False.
+        If a file is missing, unreadable or larger than the memory, the grids differ and `resample`
+        is False, or the names are not those of the model.
     """
-    import SimpleITK as sitk
+    from .channels import in_order, join_volumes
+    from .volume_files import read_file
 
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if isinstance(paths, Mapping):
+        files = [Path(paths[name]) for name in in_order(paths, channels)]
+    elif isinstance(paths, str | Path):
+        files = [Path(paths)]
+    else:
+        files = [Path(path) for path in paths]
     if not files:
         raise ImageError("No volume was given. Name at least one file.")
-    images: list[MetaTensor] = []
-    for file in files:
-        if not file.is_file():
-            raise ImageError(
-                f"There is no file {str(file)!r}. Give the path of a NIfTI, NRRD or MetaImage "
-                "volume."
-            )
-        try:
-            image = image_from_sitk(sitk.ReadImage(str(file)), file.name)
-        except RuntimeError as error:
-            raise ImageError(
-                f"{file.name!r} could not be read as a volume ({_reason(error)}). "
-                "Give a NIfTI, NRRD or MetaImage file."
-            ) from error
-        if images and not same_grid(images[0], image):
-            if not resample:
-                raise ImageError(
-                    f"{file.name!r} lies on another grid than {files[0].name!r} "
-                    f"({tuple(image.shape[1:])} against {tuple(images[0].shape[1:])} voxels, or "
-                    "another place or spacing). "
-                    "Resample it first, or allow interpolation onto the first grid (resample=True, "
-                    "--resample)."
-                )
-            image = resample_image(image, images[0])
-        images.append(image)
-    joined = torch.cat([image.as_tensor() for image in images])
-    return make_image(joined, images[0].affine, ", ".join(file.name for file in files))
+    volumes = [read_file(file, series=series, frame=frame) for file in files]
+    whole = join_volumes(volumes, resample=resample)
+    image = make_image(whole.voxels, whole.affine, whole.name, whole.notes)
+    return image if fill is None else replace_values(image, fill)
 
 
 def read_labelmap(path: str | Path) -> MetaTensor:
@@ -230,9 +280,13 @@ def read_labelmap(path: str | Path) -> MetaTensor:
     Raises
     ------
     ImageError
-        If the file cannot be read, has several channels, or holds fractions.
+        If the file cannot be read, has several channels, or holds fractions or labels above
+        16777216, which single precision would mix up.
     """
-    image = read_image(path)
+    from .volume_files import read_file
+
+    volume = read_file(Path(path), whole=True)
+    image = make_image(volume.voxels, volume.affine, volume.name, volume.notes)
     if image.shape[0] != 1:
         raise ImageError(f"{Path(path).name!r} has {image.shape[0]} channels. A label map has one.")
     if not torch.equal(image.as_tensor(), image.as_tensor().round()):
@@ -267,17 +321,18 @@ def write_image(image: MetaTensor, path: str | Path) -> Path:
             _check_grid(temporary, image)
             temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        raise ImageError(f"{str(path)!r} could not be written ({_reason(error)}).") from error
+        raise ImageError(f"{str(path)!r} could not be written ({reason_of(error)}).") from error
     return path
 
 
 def _check_grid(file: Path, image: MetaTensor) -> None:
-    """Refuse a format that changed the grid: ITK makes sheared axes orthogonal for NIfTI."""
+    """Refuse a format that changed the grid: ITK makes sheared axes orthogonal for NIfTI.
+
+    All voxels are read: on a full disk ITK cuts the file off without a word (seen with NRRD).
+    """
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
+    reader = sitk.ReadImage(str(file))
     place = (reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
     if len(place[0]) == 3 and place[0] == tuple(image.shape[1:]):
         lps = _affine(*place[1:])
@@ -339,9 +394,3 @@ def _resample(image: MetaTensor, like: MetaTensor, interpolator: int, outside: f
     return make_image(
         image_from_sitk(moved), like.affine, str(image.meta.get("filename_or_obj", ""))
     )
-
-
-def _reason(error: Exception) -> str:
-    """Last informative line of an ITK message, which otherwise starts with source paths."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else type(error).__name__

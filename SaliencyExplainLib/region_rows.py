@@ -16,6 +16,7 @@ import numpy as np
 
 from .errors import RegionError
 from .explanation import write_text
+from .plain_text import cell_text
 
 __all__ = ["COLUMNS", "RegionRow", "RegionTable"]
 
@@ -79,7 +80,10 @@ class RegionTable:
         raise RegionError(f"The region table has no row {name!r}. It has: {known}.")
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """Return the table as CSV text with a header line; with `path`, write it too."""
+        """Return the table as CSV text with a header line; with `path`, write it too.
+
+        A name that a spreadsheet program would run as a formula gets an apostrophe in front.
+        """
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         names = [field.name for field in fields(RegionRow)]
@@ -135,4 +139,4 @@ def _percent(share: float) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else cell_text(str(value))

@@ -7,6 +7,7 @@ takes voxel indices (i, j, k) to RAS millimetres. ITK uses LPS; the sign changes
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ __all__ = [
     "Volume",
     "as_volume",
     "read_volume",
+    "reason_of",
     "resample_labels",
+    "resample_volume",
     "same_grid",
     "spacing_mm",
     "to_ras",
@@ -50,6 +53,8 @@ class Volume:
         IJK to RAS, in mm.
     name : str
         For people: the node or file it came from.
+    notes : tuple of str
+        What was found when it was read, and the reader of a result must know.
 
     Raises
     ------
@@ -60,6 +65,7 @@ class Volume:
     voxels: NDArray[np.float32]
     affine: NDArray[np.float64]
     name: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         voxels = np.asarray(self.voxels, dtype=np.float32)
@@ -94,8 +100,8 @@ class Volume:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The name, under the key that images keep it under."""
-        return {"filename_or_obj": self.name, "space": "RAS"}
+        """The name and the notes, under the keys that images keep them under."""
+        return {"filename_or_obj": self.name, "space": "RAS", "notes": self.notes}
 
     def as_tensor(self) -> Any:
         """Return the voxels as a torch.Tensor on the same memory; needs torch."""
@@ -107,7 +113,7 @@ class Volume:
         """Return a copy as an image (monai.data.MetaTensor); needs torch and MONAI."""
         from .image import make_image
 
-        return make_image(self.voxels.copy(), self.affine, self.name)
+        return make_image(self.voxels.copy(), self.affine, self.name, self.notes)
 
 
 def voxels_of(image: Any) -> NDArray[np.float32]:
@@ -122,7 +128,8 @@ def as_volume(image: Any) -> Volume:
     if isinstance(image, Volume):
         return image
     name = str(image.meta.get("filename_or_obj", "") or "")
-    return Volume(voxels_of(image), np.asarray(image.affine, dtype=np.float64), name)
+    notes = tuple(image.meta.get("notes", ()))
+    return Volume(voxels_of(image), np.asarray(image.affine, dtype=np.float64), name, notes)
 
 
 def spacing_mm(affine: ArrayLike) -> NDArray[np.float64]:
@@ -158,21 +165,12 @@ def read_volume(path: str | Path) -> Volume:
     ImageError
         If the file is missing or no volume with three axes and one value a voxel.
     """
-    import SimpleITK as sitk
+    from .volume_files import read_file
 
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"There is no file {str(path)!r}.")
-    try:
-        volume = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise ImageError(
-            f"{path.name!r} could not be read as a volume ({_reason(error)})."
-        ) from error
-    if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
-        raise ImageError(f"{path.name!r} is no volume with three axes and one value a voxel.")
-    voxels = sitk.GetArrayFromImage(volume).transpose(2, 1, 0)
-    return Volume(voxels, _affine(volume), path.name)
+    volume = read_file(Path(path))
+    if len(volume.voxels) != 1:
+        raise ImageError(f"{volume.name!r} is no volume with three axes and one value a voxel.")
+    return volume
 
 
 def write_volume(volume: Any, path: str | Path) -> Path:
@@ -198,7 +196,7 @@ def write_volume(volume: Any, path: str | Path) -> Path:
                 )
             temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        raise ImageError(f"{str(path)!r} could not be written ({_reason(error)}).") from error
+        raise ImageError(f"{str(path)!r} could not be written ({reason_of(error)}).") from error
     return path
 
 
@@ -216,13 +214,45 @@ def resample_labels(labels: Any, like: Any) -> Volume:
     return Volume(sitk.GetArrayFromImage(moved).transpose(2, 1, 0), like.affine, given.name)
 
 
-def _keeps_grid(file: Path, volume: Any) -> bool:
-    """Whether the format kept the grid: ITK makes sheared axes orthogonal for NIfTI."""
+def resample_volume(volume: Any, like: Any, *, outside: float | None = None) -> Volume:
+    """Interpolate (trilinear, by world position) onto the grid of `like`, all channels.
+
+    Parameters
+    ----------
+    volume, like : Volume or image, shape (C, I, J, K)
+        What is resampled, and whose grid is taken.
+    outside : float, optional
+        Value beyond the volume; its minimum when left out.
+    """
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    reader.ReadImageInformation()
+    given = as_volume(volume)
+    reference = _to_sitk(Volume(np.zeros(tuple(like.shape[1:]), dtype=np.float32), like.affine))
+    fill = float(given.voxels.min()) if outside is None else outside
+    moved = [
+        sitk.GetArrayFromImage(
+            sitk.Resample(
+                _to_sitk(Volume(one, given.affine)),
+                reference,
+                sitk.Transform(),
+                sitk.sitkLinear,
+                fill,
+            )
+        ).transpose(2, 1, 0)
+        for one in given.voxels
+    ]
+    affine = np.asarray(like.affine, dtype=np.float64)
+    return Volume(np.stack(moved), affine, given.name, given.notes)
+
+
+def _keeps_grid(file: Path, volume: Any) -> bool:
+    """Whether the format kept the grid: ITK makes sheared axes orthogonal for NIfTI.
+
+    All voxels are read: on a full disk ITK cuts the file off without a word (seen with NRRD).
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ReadImage(str(file))
     if tuple(reader.GetSize()) != tuple(volume.shape[1:]):
         return False
     corners = np.array([[0, 0, 0], volume.shape[1:], [volume.shape[1], 0, volume.shape[3]]])
@@ -250,7 +280,10 @@ def _affine(volume: Any) -> NDArray[np.float64]:
     return np.asarray(_LPS_FROM_RAS @ lps)
 
 
-def _reason(error: Exception) -> str:
-    """Last informative line of an ITK message, which otherwise starts with source paths."""
+def reason_of(error: Exception) -> str:
+    """Return the last informative line of a message of ITK, which starts with source paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("sitk::ERROR: ").rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    told = lines[-1].removeprefix("sitk::ERROR: ").removeprefix("ITK ERROR: ")
+    return re.sub(r"\w+ ?\(0x[0-9a-f]+\): ", "", told).rstrip(".")

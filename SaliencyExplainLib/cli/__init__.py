@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import Cancelled, SaliencyExplainError
+from ..plain_text import printable
 from .arguments import make_parser
 from .output import print_json
 
 __all__ = ["main"]
+
+_LONGEST = 1200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,9 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(options: Any, error: BaseException, sentence: str, status: int) -> int:
+    if len(sentence) > _LONGEST:
+        # A name that was typed may be a whole page.
+        sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
     if options.debug:
         traceback.print_exception(error)
-    sys.stderr.write(f"{'' if status == 130 else 'Error: '}{sentence}\n")
+    sys.stderr.write(f"{'' if status == 130 else 'Error: '}{printable(sentence)}\n")
     if options.json:
         print_json({"error": {"kind": type(error).__name__, "message": sentence}})
     return status

@@ -62,11 +62,16 @@ work/, so that the same command goes on where it was stopped.""",
 }
 
 
+#: What was typed is shown, but not a whole page of it.
+_LONGEST = 400
+
+
 class _Parser(argparse.ArgumentParser):
     """Ends with one sentence instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"Error: {message[:1].upper()}{message[1:]}. See {self.prog} --help.\n")
+        told = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
+        self.exit(2, f"Error: {told[:1].upper()}{told[1:]}. See {self.prog} --help.\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -101,7 +106,11 @@ def make_parser() -> argparse.ArgumentParser:
     methods = command("methods", "describe", "list the attribution methods, or describe one")
     methods.add_argument("name", nargs="?", metavar="NAME", help="method to describe")
     model = command("model", "describe", "describe a model file")
-    model.add_argument("model", metavar="PATH", help="bundle folder or .zip, .ts, .pt, .pth")
+    model.add_argument(
+        "model",
+        metavar="PATH",
+        help="bundle or nnU-Net folder, .zip, or a .ts, .pt2, .pt, .pth, .safetensors file",
+    )
     _model_options(model)
     model.add_argument("--layers", action="store_true", help="list the layers and their shapes")
     model.add_argument(
@@ -199,17 +208,24 @@ def _study(parser: argparse.ArgumentParser) -> None:
 
 def _model_and_image(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="M", help="bundle folder or .zip, .ts, .pt, .pth")
+    add(
+        "--model",
+        required=True,
+        metavar="M",
+        help="bundle or nnU-Net folder, .zip, or a .ts, .pt2, .pt, .pth, .safetensors file",
+    )
     _model_options(parser)
     add(
         "--image",
         required=True,
         nargs="+",
-        type=Path,
         metavar="F",
-        help="volume; several are channels",
+        help="volume file or folder of DICOM slices; several are channels, or CHANNEL=F for each",
     )
     add("--resample", action="store_true", help="interpolate volumes onto the first one's grid")
+    add("--series", metavar="NAME", help="series of a DICOM folder: number, description or UID")
+    add("--frame", type=int, metavar="N", help="one frame of a 4-D file, from 0; left out: all")
+    add("--fill", type=float, metavar="VALUE", help="put this in place of NaN and infinity")
 
 
 def _target(parser: argparse.ArgumentParser) -> None:

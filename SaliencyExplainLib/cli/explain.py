@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingPackageError
 from .output import Progress, StagedFolder, print_json, say
 from .plan import parameters
-from .question import load_options, read_region, read_segments, read_target
+from .question import load_options, read_images, read_region, read_segments, read_target
 from .scene_file import write_scene
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _RESULTS = r"map(_\d+|_layer_grid)?\.nrrd|regions\.csv|overlay\.png|explanation\
 
 def run_explain(options: Any) -> None:
     """Explain, then write map, figure, table, provenance and scene together."""
-    from .. import explain, load_model, make_method, read_image, region_table
+    from .. import explain, load_model, make_method, region_table
 
     read_region(options)  # refused before anything is loaded
     method = make_method(options.method, parameters(options.param))
@@ -35,8 +35,8 @@ def run_explain(options: Any) -> None:
     with StagedFolder(options.output, _RESULTS) as folder:
         with Progress(quiet=options.quiet) as progress:
             progress(0.0, "reading")
-            image = read_image(options.image, resample=options.resample)
             model = load_model(options.model, trusted=options.trust, **load_options(options))
+            image = read_images(options, model)
             labelmap, names = read_segments(options, model, image)
             target, mask = read_target(options, labelmap, names)
             found = explain(

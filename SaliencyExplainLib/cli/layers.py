@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MethodError
 from .output import Progress, StagedFolder, json_values, print_json, say
-from .question import load_options, read_region, read_segments, read_target
+from .question import load_options, read_images, read_region, read_segments, read_target
 
 if TYPE_CHECKING:
     from ..explanation import Explanation
@@ -21,7 +21,7 @@ _RESULTS = r"layer_maps|layers\.json|layers\.png"
 
 def run_layers(options: Any) -> None:
     """Make the maps, a contact sheet of them, and a list of what each layer is."""
-    from .. import explain_layers, load_model, make_method, read_image
+    from .. import explain_layers, load_model, make_method
 
     read_region(options)  # refused before anything is loaded
     make_method(options.method)
@@ -35,8 +35,8 @@ def run_layers(options: Any) -> None:
     with StagedFolder(options.output, _RESULTS) as folder:
         with Progress(quiet=options.quiet) as progress:
             progress(0.0, "reading")
-            image = read_image(options.image, resample=options.resample)
             model = load_model(options.model, trusted=options.trust, **load_options(options))
+            image = read_images(options, model)
             labelmap, names = read_segments(options, model, image)
             target, _ = read_target(options, labelmap, names)
             found = explain_layers(

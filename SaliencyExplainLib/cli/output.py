@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import SaliencyExplainError
+from ..plain_text import printable
 
 __all__ = ["Progress", "StagedFolder", "json_values", "print_json", "say"]
 
 
 def say(text: str = "") -> None:
-    """Write a line to standard output."""
-    sys.stdout.write(f"{text}\n")
+    """Write a line to standard output; names from a file cannot steer the terminal."""
+    sys.stdout.write(f"{printable(text)}\n")
 
 
 def print_json(value: Any) -> None:
@@ -80,7 +81,7 @@ class Progress:
         elif not self._quiet and int(4 * fraction) > self._said:
             self._said = int(4 * fraction)
             seconds = time.monotonic() - self._start
-            sys.stderr.write(f"{fraction:4.0%} {message} ({seconds:.0f} s)\n")
+            sys.stderr.write(f"{fraction:4.0%} {printable(message)} ({seconds:.0f} s)\n")
 
     def say(self, text: str) -> None:
         """Write a line to standard output without tearing the bar."""
@@ -114,11 +115,11 @@ class StagedFolder:
         self.final = Path(final).expanduser().absolute()
         self._earlier = re.compile(earlier)
         self._stranded = False
-        if self.final.exists() and not self.final.is_dir():
-            raise SaliencyExplainError(
-                f"The output {str(final)!r} is a file. Name a folder (--output)."
-            )
         try:
+            if self.final.exists() and not self.final.is_dir():
+                raise SaliencyExplainError(
+                    f"The output {str(final)!r} is a file. Name a folder (--output)."
+                )
             self._temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._beside()))
         except OSError as error:
             raise self._unwritable(error) from error

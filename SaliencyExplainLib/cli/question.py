@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TargetError
+from ..errors import ImageError, TargetError
 from .regions import names_of
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..target import Target
 
-__all__ = ["load_options", "read_region", "read_segments", "read_target"]
+__all__ = ["load_options", "read_images", "read_region", "read_segments", "read_target"]
 
 #: As --segments: the regions that the model predicts.
 PREDICTION = "prediction"
@@ -26,6 +27,32 @@ def load_options(options: Any) -> dict[str, Any]:
     names = ("task", "labels", "channels", "network", "network_arguments", "device")
     given = {name: getattr(options, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def read_images(options: Any, model: Model) -> MetaTensor:
+    """The image of ``--image``: volumes in their order, or named as the model's channels."""
+    from .. import read_image
+
+    named = {}
+    for text in options.image:
+        name, equals, file = text.partition("=")
+        if equals and not Path(text).exists():
+            if name in named:
+                raise ImageError(f"The channel {name!r} was given twice in --image. Leave one out.")
+            named[name] = file
+    if named and len(named) < len(options.image):
+        raise ImageError(
+            "Some volumes of --image have a CHANNEL= in front. Give it to all, or none."
+        )
+    given = named or [Path(text) for text in options.image]
+    return read_image(
+        given,
+        resample=options.resample,
+        channels=model.channels,
+        series=options.series,
+        frame=options.frame,
+        fill=options.fill,
+    )
 
 
 def read_region(options: Any) -> str | None:

@@ -15,6 +15,7 @@ FLOORS = [
     ("errors",),
     (
         "volume",
+        "plain_text",
         "headers",
         "dicom",
         "volume_files",

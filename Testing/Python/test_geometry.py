@@ -351,3 +351,77 @@ def test_a_segment_target_may_lie_on_a_grid_in_any_axis_order(blob):
         for one in all_orders(mask)
     ]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
+# Grids as hospitals make them
+
+
+def rotated(degrees: float, axis: int = 0) -> np.ndarray:
+    angle = np.deg2rad(degrees)
+    one, other = [(1, 2), (2, 0), (0, 1)][axis]
+    matrix = np.eye(3)
+    matrix[one, one] = matrix[other, other] = np.cos(angle)
+    matrix[one, other], matrix[other, one] = -np.sin(angle), np.sin(angle)
+    return matrix
+
+
+def tilted(degrees: float) -> np.ndarray:
+    """Slices that lie upright while their stack leans, as from a CT with a tilted gantry."""
+    lean = np.eye(3)
+    lean[1, 2] = -np.tan(np.deg2rad(degrees))
+    return lean
+
+
+#: Columns of the affine (rotation, shear, reflection), spacing in mm and shape.
+HOSPITAL: dict[str, tuple[np.ndarray, tuple[float, ...], tuple[int, ...]]] = {
+    "thick slices": (np.eye(3), (0.5, 0.5, 7.5), (40, 40, 9)),
+    "oblique 20 degrees": (rotated(20), (1.2, 1.7, 2.9), SHAPE),
+    "oblique thick slices": (rotated(20, 1) @ rotated(20), (0.5, 0.5, 7.5), (40, 40, 9)),
+    "left-handed": (np.diag([1.0, 1, -1]) @ rotated(20), (1.2, 1.7, 2.9), SHAPE),
+    "tilted gantry": (tilted(20), (1.2, 1.7, 2.9), SHAPE),
+    "tilted gantry, thick slices": (tilted(25), (0.7, 0.7, 5.0), (30, 30, 9)),
+    "tilted gantry, left-handed": (np.diag([-1.0, 1, 1]) @ tilted(20), (1.2, 1.7, 2.9), SHAPE),
+}
+
+
+def hospital_blob(name: str) -> tuple[MetaTensor, np.ndarray]:
+    """A scan with a blob in the middle of a voxel, and that voxel's place."""
+    columns, spacing, shape = HOSPITAL[name]
+    affine = an_affine(columns, spacing)
+    ras = to_ras(affine, [n // 2 for n in shape])
+    return a_blob(affine, ras, shape, 1.2 * max(spacing)), ras
+
+
+@pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "hires_cam"])
+@pytest.mark.parametrize("name", HOSPITAL)
+def test_a_map_lies_on_the_grid_of_the_hospital_with_its_peak_in_the_voxel(name, method):
+    image, ras = hospital_blob(name)
+    layer = {"layer": "features"} if method == "hires_cam" else {}
+    explanation = sx.explain(a_model([]), image, EVERYWHERE, method, **layer)
+    np.testing.assert_array_equal(explanation.maps.affine, image.affine)
+    for place in (peak_ras(explanation.map), centroid_ras(explanation.map)):
+        off = ras_to_ijk(image.affine, place) - ras_to_ijk(image.affine, ras)
+        assert np.abs(off).max() < 0.5
+
+
+@pytest.mark.parametrize("steps", ["orientation", "spacing 1.5 1.5 2", "all", "resize"])
+@pytest.mark.parametrize("name", HOSPITAL)
+def test_a_preprocessing_brings_the_map_back_to_the_hospitals_grid(name, steps):
+    image, ras = hospital_blob(name)
+    explanation = sx.explain(a_model(PIPELINES[steps]), image, EVERYWHERE, "gradient")
+    np.testing.assert_allclose(explanation.maps.affine, image.affine, atol=1e-9)
+    assert explanation.maps.shape == image.shape
+    # Half a voxel of the coarsest grid between them.
+    unit = coarsest_mm(explanation.maps, explanation.network_maps)
+    assert distance_mm(centroid_ras(explanation.map), ras) <= 0.5 * unit
+    assert distance_mm(peak_ras(explanation.map), ras) <= 0.5 * unit + 1e-6
+
+
+def test_one_slice_alone_is_explained_on_its_grid():
+    affine = an_affine(rotated(20), (0.5, 0.5, 7.5))
+    ras = to_ras(affine, (20, 15, 0))
+    image = a_blob(affine, ras, (40, 30, 1), 2.0)
+    explanation = sx.explain(a_model([]), image, EVERYWHERE, "gradient")
+    assert explanation.maps.shape == (1, 40, 30, 1)
+    assert distance_mm(peak_ras(explanation.map), ras) < 1e-6
+    np.testing.assert_array_equal(explanation.maps.affine, affine)

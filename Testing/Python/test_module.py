@@ -127,6 +127,23 @@ def test_a_model_that_carries_code_is_run_only_after_one_question(panel, shown):
     assert panel.played.request.model.trusted_sha256 == "c0ffee"
 
 
+def test_a_content_that_was_trusted_once_is_not_asked_for_again_whatever_its_path(panel, shown):
+    shown.answer = True
+    reason = "This file carries a program."
+    for path in ("/models/code.ts", "/elsewhere/copy.ts"):
+        panel.ui.modelPathLineEdit.text = path
+        panel.ui.loadModelButton.click()
+        trust = worker.Trust(path, "c0ffee", reason)
+        panel.played.failed("It is not trusted.", "UntrustedModelError", trust=trust)
+        assert panel.played.request.model.trusted_sha256 == "c0ffee"
+        panel.played.done(LOADED)
+    assert len(shown.questions) == 1
+    panel.ui.loadModelButton.click()
+    changed = worker.Trust("/elsewhere/copy.ts", "bad", reason)
+    panel.played.failed("It is not trusted.", "UntrustedModelError", trust=changed)
+    assert len(shown.questions) == 2
+
+
 def test_trust_is_not_saved_with_the_scene(shown):
     fields = shown.module.SaliencyExplainLogic().getParameterNode().allParameters
     assert not any("trust" in name.lower() for name in fields)

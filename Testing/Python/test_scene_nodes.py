@@ -9,7 +9,7 @@ import vtk
 from scene_cases import SHAPE, a_segmentation, a_transform, a_warp, an_affine, an_input, node_ids
 from vtk.util import numpy_support
 
-from SaliencyExplainLib.errors import SceneError
+from SaliencyExplainLib.errors import ImageError, SceneError
 from SaliencyExplainLib.image import make_image, ras_to_ijk, to_ras
 from SaliencyExplainLib.scene import (
     image_from_node,
@@ -93,17 +93,46 @@ def test_several_volumes_become_channels_in_their_order(scene):
     assert image[1].unique().tolist() == [3.0]
 
 
-def test_volumes_on_other_grids_or_under_other_transforms_are_no_channels(scene):
-    first, second = (
-        an_input(scene, name="FLAIR"),
-        an_input(scene, an_affine(left_handed=False), "T1"),
-    )
-    with pytest.raises(SceneError, match=r"'T1' lies on another grid than 'FLAIR'.*Resample"):
+def test_a_volume_on_another_grid_is_interpolated_onto_the_first_ones_and_told(scene):
+    first = an_input(scene, name="FLAIR")
+    shifted = np.array(an_affine()) @ an_offset(1, 0, 0)
+    second = an_input(scene, shifted, "T1")
+    image = image_from_nodes([first, second])
+    np.testing.assert_allclose(image.affine, an_affine())
+    voxels = image_from_node(second)[0]
+    np.testing.assert_allclose(image[1][1:], voxels[:-1], rtol=1e-4, atol=1e-4)
+    assert image.meta["notes"][0].startswith("T1 was interpolated onto the grid of FLAIR, of which")
+    far = an_input(scene, np.array(an_affine()) @ an_offset(900, 0, 0), "T2")
+    with pytest.raises(ImageError, match="'T2' and 'FLAIR' do not overlap in space"):
+        image_from_nodes([first, far])
+
+
+def test_a_linear_transform_between_two_volumes_is_respected(scene):
+    first, second = an_input(scene, name="FLAIR"), an_input(scene, name="T1")
+    there = np.array(an_affine()) @ an_offset(1, 0, 0) @ np.linalg.inv(an_affine())
+    # Moved by its transform to where a volume one voxel further on would lie.
+    second.SetAndObserveTransformNodeID(a_transform(scene, there).GetID())
+    image = image_from_nodes([first, second])
+    np.testing.assert_allclose(image[1][1:], image_from_node(second)[0][:-1], rtol=1e-4, atol=1e-4)
+    # The other way round, the first one's transform is taken off.
+    back = image_from_nodes([second, first])
+    np.testing.assert_allclose(back.affine, an_affine())
+    np.testing.assert_allclose(back[1][:-1], image_from_node(first)[0][1:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_non_linear_transform_between_two_volumes_is_refused(scene):
+    first, second = an_input(scene, name="FLAIR"), an_input(scene, name="T1")
+    second.SetAndObserveTransformNodeID(a_warp(scene).GetID())
+    with pytest.raises(SceneError, match=r"that of 'T1' is not linear\. Harden it"):
         image_from_nodes([first, second])
-    third = an_input(scene, name="T2")
-    third.SetAndObserveTransformNodeID(a_transform(scene, np.eye(4)).GetID())
-    with pytest.raises(SceneError, match="different parent transforms"):
-        image_from_nodes([first, third])
+    first.SetAndObserveTransformNodeID(second.GetTransformNodeID())
+    assert image_from_nodes([first, second]).shape == (2, *SHAPE)
+
+
+def an_offset(*voxels: float) -> np.ndarray:
+    moved = np.eye(4)
+    moved[:3, 3] = voxels
+    return moved
 
 
 def test_what_is_no_volume_or_holds_no_voxels_is_refused(scene):
