@@ -65,4 +65,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing the packages of constraints.txt into $(VENV) (some minutes the first time)."
 	$(PIP_INSTALL) -c constraints.txt $(TORCH)
 	$(PIP_INSTALL) -c constraints.txt -e '.[test,demo]'
+	$(PIP_INSTALL) -c constraints.txt --no-deps dynamic-network-architectures
 	@touch $@

@@ -97,8 +97,8 @@ def recorded(
         raise MethodError(
             "This is a TorchScript network: its layers cannot be looked into, so layer methods do "
             "not work. "
-            "Load the original network with its state dict, or use a gradient or perturbation "
-            "method."
+            "Load the original network with its state dict or as torch.export saves it (.pt2), or "
+            "use a gradient or perturbation method."
         )
     record = Record()
 

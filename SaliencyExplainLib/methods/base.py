@@ -121,8 +121,8 @@ class Method:
         if self.needs_layer and model.scripted:
             raise MethodError(
                 f"{self.title} looks into a layer, which a TorchScript network does not allow. "
-                "Load the original network with its state dict, or choose a gradient or "
-                "perturbation method."
+                "Load the original network with its state dict or as torch.export saves it (.pt2), "
+                "or choose a gradient or perturbation method."
             )
 
     def attribute(self, engine: Engine) -> Attribution:

@@ -23,7 +23,7 @@ block behind it).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import MethodError
 from .base import Attribution, method, param
@@ -192,6 +192,8 @@ class EigenCAM(LayerMethod):
 @dataclass(frozen=True)
 class KernelWeightedContribution(LayerMethod):
     """Magnitude of features weighted by what their loss costs times what they preserve alone."""
+
+    layers_have_weights: ClassVar[bool] = True
 
     layer: str = param("", help="layers, separated by commas; empty: chosen by itself")
 

@@ -32,7 +32,8 @@ def refuse_scripts(model: Model, title: str) -> None:
     if any(isinstance(one, torch.jit.ScriptModule) for one in model.network.modules()):
         raise MethodError(
             f"{title} follows each function of the network, which TorchScript does not allow. Load "
-            "the original network with its state dict, or choose integrated_gradients."
+            "the original network with its state dict or as torch.export saves it (.pt2), or "
+            "choose integrated_gradients."
         )
 
 

@@ -98,6 +98,8 @@ class LayerMethod(Method):
     fine: ClassVar[bool] = False
     #: Whether the list of layers is enough to choose one.
     chooses_by_structure: ClassVar[bool] = True
+    #: Whether maps of several layers are weighted by themselves, so that they can be added.
+    layers_have_weights: ClassVar[bool] = False
 
     layer: str = param("", help=LAYER_HELP)
 

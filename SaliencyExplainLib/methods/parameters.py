@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypeVar
@@ -89,7 +88,8 @@ def check_value(title: str, one: Field[Any], value: Any) -> None:
     elif isinstance(default, int | float):
         whole = isinstance(default, int)
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not fits or not math.isfinite(value) or not facts["low"] <= value <= facts["high"]:
+        # The comparison refuses NaN and infinity as well.
+        if not fits or not facts["low"] <= value <= facts["high"]:
             kind = "a whole number" if whole else "a number"
             raise MethodError(
                 f"{where} must be {kind} from {limits(one)}; {_shown(value)} was given."
@@ -100,7 +100,7 @@ def check_value(title: str, one: Field[Any], value: Any) -> None:
                 f"{where} must be a label map (read_labelmap); {_shown(value)} was given."
             )
     elif facts["choices"] is not None:
-        if value not in facts["choices"]:
+        if not isinstance(value, str) or value not in facts["choices"]:
             raise MethodError(
                 f"{where} must be one of {', '.join(facts['choices'])}; {_shown(value)} was given."
             )

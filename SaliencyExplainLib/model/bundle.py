@@ -8,20 +8,21 @@ macros that read files, and a bundle's own scripts need ``trusted=True``.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from ..errors import ModelError, UntrustedModelError
+from .limits import bounded_memory, read_json, read_text, refuse_endless, refuse_packed
 from .trust import harmless_config, without_reading
 
 __all__ = ["find_bundle", "read_bundle"]
@@ -38,6 +39,8 @@ _PARTS = {
 }
 #: An unpacked bundle may be this large; a zip bomb is not unpacked.
 _MAX_UNPACKED = 8 * 10**9
+#: Bytes that a network may take beside those of its weights.
+_SPARE = 256 << 20
 
 
 @contextmanager
@@ -58,7 +61,7 @@ def find_bundle(path: Path) -> Iterator[Path | None]:
             yield None
             return
         with tempfile.TemporaryDirectory() as folder:
-            _unpack(archive, Path(folder), path.name)
+            _unpack(archive, Path(folder), path)
             yield Path(folder) / min(roots, key=len)
 
 
@@ -69,7 +72,9 @@ def _opened(path: Path) -> zipfile.ZipFile:
         raise ModelError(f"{path.name!r} is a damaged zip file. Download it again.") from error
 
 
-def _unpack(archive: zipfile.ZipFile, folder: Path, name: str) -> None:
+def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
+    name = path.name
+    refuse_packed(archive, name, path.stat().st_size)
     for member in archive.infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or re.match(r"^[A-Za-z]:", member.filename):
@@ -83,7 +88,14 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, name: str) -> None:
             f"{name!r} would unpack to {size / 1e9:.0f} GB (limit {_MAX_UNPACKED / 1e9:.0f}). It "
             "was not opened."
         )
-    archive.extractall(folder)
+    try:
+        archive.extractall(folder)
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        # NotImplementedError too: a password, an unknown packing, a file where a folder is.
+        raise ModelError(
+            f"{name!r} could not be unpacked: {str(error) or type(error).__name__}. Download it "
+            "again."
+        ) from error
 
 
 def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
     UntrustedModelError
         If building the parts would run code and `trusted` is False.
     """
-    metadata = _json(root / _METADATA)
+    metadata = read_json(root / _METADATA)
     config_path = next(
         (root / "configs" / name for name in _CONFIGS if (root / "configs" / name).is_file()), None
     )
@@ -124,8 +136,9 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
     _refuse_2d(config, ids["network"], metadata)
     ours = {"bundle_root": str(root), "device": "cpu"}
     buildable = without_reading({**config, **ours})
+    wanted = [name for part, name in ids.items() if name and part != "postprocess"]
+    _refuse_missing_classes({name: buildable[name] for name in wanted}, root, trusted=trusted)
     if not trusted:
-        wanted = [name for part, name in ids.items() if name and part != "postprocess"]
         buildable = harmless_config(buildable, [*wanted, *ours])
     weights = next((root / name for name in _WEIGHTS if (root / name).is_file()), None)
     scripted = weights is not None and weights.suffix == ".ts"
@@ -135,7 +148,9 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
             "bundle comes from, "
             "allow it with trusted=True (--trust)."
         )
-    with _own_scripts(root) if trusted else nullcontext():
+    # Half precision in the file is single precision in memory; buffers need not be in it.
+    most = _SPARE if weights is None else _SPARE + 16 * weights.stat().st_size
+    with _own_scripts(root) if trusted else bounded_memory(most):
         parts = _build(buildable, ids, with_network=not scripted)
     if weights is None:
         raise ModelError(
@@ -155,6 +170,7 @@ def read_bundle(root: Path, *, trusted: bool) -> dict[str, Any]:
             "title": metadata.get("name") or metadata.get("task", ""),
             "version": metadata.get("version", ""),
             "made_with_monai": metadata.get("monai_version", ""),
+            "input_channels": _count(_format(metadata, "inputs")),
         },
     }
 
@@ -198,11 +214,15 @@ def _own_scripts(root: Path) -> Iterator[None]:
 
     Most bundles call theirs ``scripts``: a second bundle would get the first one's.
     """
-    folder, before = root.resolve(), set(sys.modules)
+    folder, before, cache = root.resolve(), set(sys.modules), sys.pycache_prefix
     sys.path.insert(0, str(folder))
     try:
-        yield
+        # Compiled code beside the scripts is not what the person read, or whose hash was trusted.
+        with tempfile.TemporaryDirectory() as own:
+            sys.pycache_prefix = own
+            yield
     finally:
+        sys.pycache_prefix = cache
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             if any(Path(place).is_relative_to(folder) for place in _places(sys.modules[name])):
@@ -216,6 +236,43 @@ def _places(module: Any) -> list[str]:
 
 def _is_path(key: Any) -> bool:
     return "#" in str(key) or "::" in str(key)
+
+
+def _refuse_missing_classes(parts: dict[str, Any], root: Path, *, trusted: bool) -> None:
+    """Say of a class that it is the bundle's own code, or that this MONAI does not have it."""
+    from monai.bundle.config_item import ComponentLocator
+
+    locator = ComponentLocator()
+    for where, target in ((name, one) for name, part in parts.items() for one in _targets(part)):
+        home = target.partition(".")[0]
+        if "." in target:
+            own = (root / home).is_dir() or (root / f"{home}.py").is_file()
+            if own and not trusted:
+                raise UntrustedModelError(
+                    f"The bundle would run code when loaded: {where} is built by its own "
+                    f"{target!r} ({home}). "
+                    "If you know where the bundle comes from, allow it with trusted=True (--trust)."
+                )
+        elif not locator.get_component_module_name(target):
+            raise ModelError(
+                f"The bundle's {where!r} uses {target!r}, which MONAI {_monai_version()} does not "
+                "have. The bundle was made for another version of MONAI."
+            )
+
+
+def _targets(part: Any) -> Iterator[str]:
+    """Names of the classes that a section builds."""
+    inner: Any = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if isinstance(part, dict) and isinstance(part.get("_target_"), str):
+        yield part["_target_"]
+    for one in inner:
+        yield from _targets(one)
+
+
+def _monai_version() -> str:
+    import monai
+
+    return str(monai.__version__)
 
 
 def _refuse_2d(config: dict[str, Any], network_id: str, metadata: dict[str, Any]) -> None:
@@ -248,6 +305,12 @@ def _task(output: dict[str, Any]) -> str | None:
     return None
 
 
+def _count(part: dict[str, Any]) -> int | None:
+    """Number of channels that the metadata say."""
+    number = part.get("num_channels")
+    return number if isinstance(number, int) and number > 0 else None
+
+
 def _names(part: dict[str, Any]) -> tuple[str, ...]:
     """Channel names in the order of their numbers."""
     channels = part.get("channel_def", {})
@@ -271,31 +334,24 @@ def _activation(postprocessing: Any) -> str | None:
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path.name!r} of the bundle is no valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.name!r} of the bundle is no JSON object.")
-    return content
-
-
 def _config(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
-        return _json(path)
+        return read_json(path)
     try:
         import yaml
     except ImportError as error:
         raise ModelError(
             "The bundle's configuration is YAML. Install PyYAML to read it (pip install pyyaml)."
         ) from error
+    text = read_text(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ModelError(f"{path.name!r} of the bundle is no valid YAML: {error}.") from error
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelError(f"{path.name!r} of the bundle is no valid YAML: {reason}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name!r} of the bundle is no mapping.")
+    refuse_endless(content, path.name)
     return content
 
 
@@ -310,7 +366,13 @@ def _cause(error: BaseException) -> str:
 def _advice(error: BaseException) -> str:
     text = _cause(error)
     if "unexpected keyword argument" in text:
-        return "The bundle was made for another version of MONAI, which had that argument."
+        return (
+            "The bundle was made for another version of MONAI, which had that argument (this is "
+            f"{_monai_version()})."
+        )
+    missing = re.search(r"No module named '(\w+)", text)
+    if missing:
+        return f"Install the missing package (pip install {missing[1]})."
     if "ModuleNotFoundError" in text or "OptionalImportError" in text:
         return "Install the missing package."
     return "Check the bundle's configuration."

@@ -18,16 +18,18 @@ def model_facts(model: Model) -> dict[str, Any]:
         "task": model.task,
         "labels": list(model.labels),
         "channels": list(model.channels),
+        "input_channels": model.input_channels,
         "parameters": sum(one.numel() for one in model.network.parameters()),
         "activation": model.activation,
         "preprocessing": model.preprocess.describe(),
         "inference": model.inferer.describe(),
-        "spacing_mm": _spacing(model.preprocess.transform),
+        "spacing_mm": model.preprocess.spacing_mm,
         "window": None if roi is None else list(roi),
         "scripted": model.scripted,
         "device": str(model.device),
         "format": model.provenance.get("format", ""),
         "name": model.provenance.get("name", ""),
+        "sha256": model.provenance.get("sha256", ""),
         "provenance": model.provenance,
     }
 
@@ -51,17 +53,3 @@ def layer_facts(layers: Sequence[LayerInfo]) -> list[dict[str, Any]]:
         }
         for one in layers
     ]
-
-
-def _spacing(transform: Any) -> list[float] | None:
-    """Voxel size that the preprocessing resamples to, in mm; None where it does not."""
-    steps = list(getattr(transform, "transforms", [transform]))
-    for step in reversed(steps):
-        inner = getattr(step, "spacing_transform", step)
-        found = getattr(inner, "pixdim", None)
-        if found is not None:
-            sizes = [float(one) for one in list(found)[:3]]
-            # One number stands for all axes; NaN and 0 leave an axis as it is.
-            sizes = sizes * 3 if len(sizes) == 1 else sizes
-            return sizes if len(sizes) == 3 and all(size > 0 for size in sizes) else None
-    return None

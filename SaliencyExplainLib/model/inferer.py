@@ -1,21 +1,34 @@
 """How a volume goes through the network: in one piece, or by overlapping windows that are fused.
 
 The plan reproduces :func:`monai.inferers.sliding_window_inference` window by window, so that the
-engine can pull a gradient back through each window alone.
+engine can pull a gradient back through each window alone. nnU-Net lays its windows out otherwise
+(:class:`NnunetWindows`): spread evenly, with fusion weights of half precision around the voxel
+i // 2, which is half a voxel beside the middle of an even window.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 
 from ..errors import ModelError
+from .limits import refuse_windows
 
-__all__ = ["WholeVolume", "WindowPlan", "Windows", "plan_windows", "read_inferer"]
+__all__ = [
+    "NnunetWindows",
+    "WholeVolume",
+    "WindowPlan",
+    "Windows",
+    "plan_windows",
+    "read_inferer",
+]
 
 
 @dataclass(frozen=True)
@@ -77,10 +90,66 @@ class Windows:
 
     def describe(self) -> str:
         """Say it in words."""
-        size = " x ".join(str(one) for one in self.roi_size)
+        size = " x ".join(str(one) if one > 0 else "all" for one in self.roi_size)
         return (
             f"sliding windows of {size} voxels, overlap {max(self.overlap):g}, {self.mode} fusion"
         )
+
+    def places(self, shape: tuple[int, ...], roi: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """Windows of `roi` on a padded volume of `shape`."""
+        steps = tuple(
+            window if window == size else max(1, int(window * (1 - part)))
+            for window, size, part in zip(roi, shape, self.overlap, strict=True)
+        )
+        return list(dense_patch_slices(shape, roi, steps))
+
+    def weights(self, roi: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Fusion weight inside a window of `roi`."""
+        importance = compute_importance_map(
+            roi,
+            mode=self.mode,
+            sigma_scale=self.sigma_scale,
+            device=device,
+            dtype=torch.float32,
+        )
+        return importance.expand(roi) if importance.shape != torch.Size(roi) else importance
+
+
+@dataclass(frozen=True)
+class NnunetWindows(Windows):
+    """Sliding windows as nnunetv2 2.8.1 lays and fuses them; its step of 0.5 is an overlap of 0.5.
+
+    References
+    ----------
+    ``compute_steps_for_sliding_window`` and ``compute_gaussian`` of nnunetv2.
+    """
+
+    overlap: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mode: str = "gaussian"
+
+    def places(self, shape: tuple[int, ...], roi: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """As few windows as the overlap asks for, spread evenly from edge to edge."""
+        starts = []
+        for size, window, part in zip(shape, roi, self.overlap, strict=True):
+            steps = math.ceil((size - window) / (window * (1 - part)))
+            each = (size - window) / steps if steps else 0.0
+            starts.append([int(np.round(each * step)) for step in range(steps + 1)])
+        return [
+            tuple(slice(start, start + window) for start, window in zip(corner, roi, strict=True))
+            for corner in itertools.product(*starts)
+        ]
+
+    def weights(self, roi: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Gaussian of a single voxel, scaled to 10 and kept in half precision as nnU-Net does."""
+        from scipy.ndimage import gaussian_filter
+
+        single = np.zeros(roi)
+        single[tuple(size // 2 for size in roi)] = 1
+        sigmas = [size * scale for size, scale in zip(roi, self.sigma_scale, strict=True)]
+        bell = gaussian_filter(single, sigmas, mode="constant")
+        halved = torch.from_numpy(bell / bell.max() * 10).half().float()
+        halved[halved == 0] = halved[halved > 0].min()
+        return halved.to(device)
 
 
 @dataclass(frozen=True)
@@ -137,6 +206,11 @@ def plan_windows(
     """Lay out the windows for a volume of `shape` (I, J, K).
 
     A pure function: the plan can be tested and shown without running a network.
+
+    Raises
+    ------
+    ModelError
+        If the windows, or a volume that is filled up to one, need more memory than there is.
     """
     shape = tuple(int(size) for size in shape)
     if isinstance(inferer, WholeVolume):
@@ -147,19 +221,9 @@ def plan_windows(
     missing = [max(window - size, 0) for window, size in zip(roi, shape, strict=True)]
     padding = tuple((gap // 2, gap - gap // 2) for gap in missing)
     padded = tuple(max(window, size) for window, size in zip(roi, shape, strict=True))
-    steps = tuple(
-        window if window == size else max(1, int(window * (1 - part)))
-        for window, size, part in zip(roi, padded, inferer.overlap, strict=True)
-    )
-    windows = tuple(dense_patch_slices(padded, roi, steps))
-    importance = compute_importance_map(
-        roi,
-        mode=inferer.mode,
-        sigma_scale=inferer.sigma_scale,
-        device=torch.device(device),
-        dtype=torch.float32,
-    )
-    importance = importance.expand(roi) if importance.shape != torch.Size(roi) else importance
+    refuse_windows(padded, roi, getattr(inferer, "overlap", (0.0, 0.0, 0.0)))
+    windows = tuple(inferer.places(padded, roi))
+    importance = inferer.weights(roi, torch.device(device))
     weight_sum = torch.zeros(padded, device=device)
     for window in windows:
         weight_sum[window] += importance

@@ -1,18 +1,16 @@
-"""Load what a person has: a network, a MONAI bundle, TorchScript, or weights and a network.
+"""Load what a person has, in whatever form a network is kept.
 
-A model file can carry code: a pickle, a TorchScript program, a bundle whose configuration holds
-Python expressions. Such files are opened only with ``trusted=True``; plain tensors are read with
-``weights_only=True``.
+In memory, as a MONAI bundle, an nnU-Net folder, TorchScript, a program of torch.export, or weights
+beside a network. A model file can carry code: a pickle, a TorchScript or exported program, a bundle
+whose configuration holds Python expressions, a plan that names classes. Such files are opened only
+with ``trusted=True``; plain tensors are read with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import pickle
-import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,12 @@ import torch
 
 from ..errors import ModelError, UntrustedModelError
 from .bundle import find_bundle, read_bundle
+from .checkpoint import fill, first_line, read_weights, sha256_of_file
 from .device import AUTOMATIC, choose_device
-from .inferer import read_inferer
+from .exported import is_exported, read_exported
+from .inferer import Windows, read_inferer
 from .model import Model
+from .nnunet import find_nnunet, read_nnunet
 from .preprocess import Preprocess
 
 __all__ = ["load_model"]
@@ -39,21 +40,6 @@ _OPTIONS = (
     "network_arguments",
     "device",
 )
-#: What reading a damaged file raises, as found by damaging some hundreds.
-_DAMAGED = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-#: Where training code puts the weights inside a checkpoint.
-_WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
@@ -62,12 +48,14 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
     Parameters
     ----------
     source : torch.nn.Module, Model, str or Path
-        A network; a MONAI bundle (folder or .zip; JSON or YAML); a TorchScript file (.ts, .pt); or
-        a state dict (.pt, .pth, .safetensors) together with ``network=``.
+        A network; a MONAI bundle (folder or .zip; JSON or YAML); a trained folder of nnU-Net v2, or
+        a fold or checkpoint in it (the first fold, where none is named); a TorchScript file (.ts,
+        .pt); a program of torch.export (.pt2); or a state dict (.pt, .pth, .safetensors) together
+        with ``network=``.
     trusted : bool
         Whether code inside the file may run.
     task : {"segmentation", "classification", "regression"}
-        Needed for everything but a bundle, which says it.
+        Needed for everything but a bundle or an nnU-Net folder, which say it.
     labels, channels : sequence of str
         Names of outputs and inputs.
     preprocess : MONAI transform, optional
@@ -119,40 +107,60 @@ def load_model(source: Any, trusted: bool = False, **options: Any) -> Model:
     path = Path(source)
     if not path.exists():
         raise ModelError(
-            f"There is no model at {str(path)!r}. Give a bundle folder or .zip, or a .ts, .pt or "
-            ".pth file."
+            f"There is no model at {str(path)!r}. Give a bundle folder or .zip, an nnU-Net folder, "
+            "or a .ts, .pt2, .pt, .pth or .safetensors file."
         )
+    if not (path.is_file() or path.is_dir()):
+        raise ModelError(
+            f"{str(path)!r} is neither a file nor a folder (a device or a pipe). Give a model."
+        )
+    return _finished(_read(path, trusted, options), options)
+
+
+def _read(path: Path, trusted: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Network and facts of a file or folder."""
     with find_bundle(path) as bundle:
         if bundle is not None:
-            facts = read_bundle(bundle, trusted=trusted)
-            if facts["network"] is None:
-                facts["network"] = _scripted(facts["weights"])
-            else:
-                _fill(
-                    facts["network"],
-                    _read_weights(facts["weights"], trusted=trusted),
-                    facts["weights"].name,
-                )
-            facts["provenance"] |= {"name": path.name, "sha256": _sha256(facts["weights"])}
-            return _finished(facts, options)
+            return _read_bundle(bundle, path.name, trusted)
+    trained = find_nnunet(path)
+    if trained is not None:
+        return read_nnunet(trained, trusted=trusted)
     if path.is_dir():
         raise ModelError(
-            f"The folder {path.name!r} is no MONAI bundle: it has no configs/metadata.json."
+            f"The folder {path.name!r} is no MONAI bundle (it has no configs/metadata.json) and no "
+            "trained nnU-Net folder (it has no plans.json and dataset.json)."
         )
-    return _finished(_read_file(path, trusted, options), options)
+    return _read_file(path, trusted, options)
+
+
+def _read_bundle(bundle: Path, name: str, trusted: bool) -> dict[str, Any]:
+    facts = read_bundle(bundle, trusted=trusted)
+    weights: Path = facts["weights"]
+    if facts["network"] is None:
+        facts["network"] = _scripted(weights)
+    else:
+        fill(facts["network"], read_weights(weights, trusted=trusted), weights.name)
+    facts["provenance"] |= {"name": name, "sha256": sha256_of_file(weights)}
+    return facts
 
 
 def _read_file(path: Path, trusted: bool, options: Mapping[str, Any]) -> dict[str, Any]:
-    provenance = {"format": "TorchScript", "name": path.name, "sha256": _sha256(path)}
-    if _is_torchscript(path):
-        if not trusted:
-            raise UntrustedModelError(
-                f"{path.name!r} is a TorchScript file: it holds a program, which loading and "
-                "running it would execute. "
-                "If you know where it comes from, allow it with trusted=True (--trust)."
-            )
+    provenance: dict[str, Any] = {"format": "TorchScript", "name": path.name}
+    names = _names_in(path)
+    if any(name.endswith("/constants.pkl") for name in names):
+        _need_trust(path, "a TorchScript file: it holds a program", trusted)
+        provenance["sha256"] = sha256_of_file(path)
         return {"network": _scripted(path), "provenance": provenance}
-    weights = _read_weights(path, trusted=trusted)
+    if is_exported(names):
+        _need_trust(path, "a torch.export file: it holds a program and pickled objects", trusted)
+        return read_exported(path, names)
+    if any(name.endswith("plans.json") for name in names):
+        raise ModelError(
+            f"{path.name!r} is a zipped nnU-Net model. Unzip it, and give the folder that holds "
+            "plans.json."
+        )
+    weights = read_weights(path, trusted=trusted)
+    provenance["sha256"] = sha256_of_file(path)
     if isinstance(weights, torch.nn.Module):
         return {"network": weights, "provenance": provenance | {"format": "pickled network"}}
     network = options.get("network")
@@ -163,8 +171,26 @@ def _read_file(path: Path, trusted: bool, options: Mapping[str, Any]) -> dict[st
             '"monai.networks.nets:UNet" with network_arguments.'
         )
     network = _made(network, options.get("network_arguments") or {})
-    _fill(network, weights, path.name)
-    return {"network": network, "provenance": provenance | {"format": "state dict"}}
+    fill(network, weights, path.name)
+    safe = path.suffix == ".safetensors"
+    provenance["format"] = "safetensors" if safe else "state dict"
+    return {"network": network, "provenance": provenance}
+
+
+def _need_trust(path: Path, what: str, trusted: bool) -> None:
+    if not trusted:
+        raise UntrustedModelError(
+            f"{path.name!r} is {what}, which loading and running it would execute. "
+            "If you know where it comes from, allow it with trusted=True (--trust)."
+        )
+
+
+def _names_in(path: Path) -> list[str]:
+    """Names of the files in a zip; none in another file."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
 def _scripted(path: Path) -> torch.nn.Module:
@@ -172,7 +198,7 @@ def _scripted(path: Path) -> torch.nn.Module:
         network: torch.nn.Module = torch.jit.load(str(path), map_location="cpu")
     except RuntimeError as error:
         raise ModelError(
-            f"{path.name!r} could not be opened as TorchScript: {_first_line(error)}."
+            f"{path.name!r} could not be opened as TorchScript: {first_line(error)}."
         ) from error
     return network
 
@@ -189,7 +215,7 @@ def _finished(
         )
     labels = _names("labels", options, facts)
     network = facts["network"]
-    network.eval()
+    network.eval()  # a frozen TorchScript network is so already, and has no mode
     device = options.get("device", device)
     if device is not None:
         network.to(choose_device(device))
@@ -199,22 +225,39 @@ def _finished(
             "none" if task == "regression" else ("sigmoid" if len(labels) == 1 else "softmax")
         )
     count = sum(parameter.numel() for parameter in network.parameters())
+    inferer = read_inferer(options.get("inferer", facts.get("inferer")))
+    _refuse_window(inferer, facts)
     return Model(
         network=network,
         task=task,
         labels=labels,
         channels=_names("channels", options, facts),
         preprocess=_preprocess(options.get("preprocess", facts.get("preprocess"))),
-        inferer=read_inferer(options.get("inferer", facts.get("inferer"))),
+        inferer=inferer,
         activation=activation,
-        provenance={**facts["provenance"], "class": type(network).__name__, "parameters": count},
+        provenance={"class": type(network).__name__, **facts["provenance"], "parameters": count},
     )
+
+
+def _refuse_window(inferer: Any, facts: Mapping[str, Any]) -> None:
+    """A program that was exported for one size takes no windows of another."""
+    sizes = facts.get("accepts", ())[2:]
+    if not isinstance(inferer, Windows) or not sizes:
+        return
+    pairs = list(zip(inferer.roi_size, sizes, strict=True))
+    if any(fixed is not None and size != fixed for size, fixed in pairs):
+        raise ModelError(
+            f"The program was exported for an input of {facts['provenance']['input']} (B, C, I, J, "
+            f"K); windows of {' x '.join(map(str, inferer.roi_size))} were asked for. Leave out "
+            "inferer=, or export it for that size."
+        )
 
 
 def _names(what: str, options: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, ...]:
     names = options.get(what) or facts.get(what) or ()
-    if isinstance(names, str):
-        raise ModelError(f"The {what} are a list of names; the text {names!r} was given.")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        kind = "text" if isinstance(names, str) else "value"
+        raise ModelError(f"The {what} are a list of names; the {kind} {names!r} was given.")
     return tuple(str(name) for name in names)
 
 
@@ -241,114 +284,8 @@ def _made(network: Any, arguments: Mapping[str, Any]) -> torch.nn.Module:
         made = getattr(importlib.import_module(module), name)(**arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"The network {network!r} could not be made: {_first_line(error)}."
+            f"The network {network!r} could not be made: {first_line(error)}."
         ) from error
     if not isinstance(made, torch.nn.Module):
         raise ModelError(f"{network!r} gave {type(made).__name__}; a torch.nn.Module was expected.")
     return made
-
-
-def _read_weights(path: Path, *, trusted: bool) -> Any:
-    """A state dict (or, trusted, a pickled network)."""
-    if not path.is_file():
-        raise ModelError(
-            f"The weights {path.name!r} are missing. Download the complete bundle, or put them "
-            "there."
-        )
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ModelError(
-                f"{path.name!r} needs the package safetensors (pip install safetensors)."
-            ) from error
-        return load_file(str(path))
-    with path.open("rb") as file:
-        start = file.read(2)
-    if not (zipfile.is_zipfile(path) or start[:1] == b"\x80"):
-        raise ModelError(
-            f"{path.name!r} is no model file. Give a bundle folder or .zip, or a .ts, .pt or .pth "
-            "file."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not trusted:
-            raise UntrustedModelError(
-                f"{path.name!r} holds pickled Python objects beside its tensors; opening them can "
-                "run any code. "
-                "If you know where it comes from, allow it with trusted=True (--trust)."
-            ) from error
-        content = _unpickled(path)
-    except _DAMAGED as error:
-        raise ModelError(
-            f"{path.name!r} could not be read as weights: {_first_line(error)}."
-        ) from error
-    return content
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:
-        raise ModelError(f"{path.name!r} could not be unpickled: {_first_line(error)}.") from error
-
-
-def _fill(network: torch.nn.Module, content: Any, name: str) -> None:
-    """Load weights, wherever the checkpoint keeps them."""
-    weights = content
-    while isinstance(weights, Mapping) and not _is_state_dict(weights):
-        inner = next(
-            (weights[key] for key in _WRAPPERS if isinstance(weights.get(key), Mapping)), None
-        )
-        if inner is None:
-            keys = ", ".join(map(str, list(weights)[:6]))
-            raise ModelError(
-                f"{name!r} holds no state dict (found: {keys}). Expected tensors by name, or one "
-                f"of {_WRAPPERS}."
-            )
-        weights = inner
-    if isinstance(weights, torch.nn.Module):
-        weights = weights.state_dict()
-    if not isinstance(weights, Mapping):
-        raise ModelError(
-            f"{name!r} holds {type(weights).__name__}; a state dict (tensors by name) was expected."
-        )
-    for prefix in _PREFIXES:
-        if weights and all(key.startswith(prefix) for key in weights):
-            weights = {key[len(prefix) :]: value for key, value in weights.items()}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        raise ModelError(
-            f"The weights in {name!r} do not fit the network {type(network).__name__}: "
-            f"{(lines or ['?'])[0]}. "
-            "Check the network's arguments against those it was trained with."
-        ) from error
-
-
-def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
-    )
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -77,6 +77,12 @@ class Model:
         """Whether the network is TorchScript: gradients work, looking into layers does not."""
         return isinstance(self.network, torch.jit.ScriptModule)
 
+    @property
+    def input_channels(self) -> int | None:
+        """Number of input channels; None where neither names nor the file tell it."""
+        told: int | None = self.provenance.get("input_channels")
+        return len(self.channels) or told
+
     def output_names(self, count: int) -> tuple[str, ...]:
         """Names of `count` outputs.
 
@@ -144,7 +150,8 @@ class Model:
         if self.scripted:
             raise ModelError(
                 "This is a TorchScript network: its layers cannot be looked into. "
-                "Load the original network and its state dict for layer methods."
+                "For layer methods load the original network with its state dict, or as "
+                "torch.export saves it (.pt2)."
             )
         if shape is None and image is not None:
             volume = self._middle_window(self.prepare(image))
@@ -167,7 +174,7 @@ class Model:
 
     def _input_shape(self) -> tuple[int, ...]:
         if isinstance(self.inferer, Windows) and all(size > 0 for size in self.inferer.roi_size):
-            return (max(1, len(self.channels)), *self.inferer.roi_size)
+            return (self.input_channels or 1, *self.inferer.roi_size)
         raise ModelError(
             "The network's input size is not known. Give an image, or shape=(C, I, J, K)."
         )
@@ -175,14 +182,28 @@ class Model:
     def describe(self) -> str:
         """Say in a few lines what this model is."""
         count = sum(parameter.numel() for parameter in self.network.parameters())
+        kind, channels = self.provenance.get("class"), self.input_channels
+        unnamed = "not named" if channels is None else f"{channels}, not named"
+        spacing = self.preprocess.spacing_mm
         lines = [
-            f"{type(self.network).__name__}, {self.task}, {count:,} parameters, {self.activation}",
-            f"inputs: {', '.join(self.channels) or 'not named'}",
+            f"{kind or type(self.network).__name__}, {self.task}, {count:,} parameters, "
+            f"{self.activation}",
+            f"inputs: {', '.join(self.channels) or unnamed}",
             "outputs: "
             f"{', '.join(f'{i} {name}' for i, name in enumerate(self.labels)) or 'not named'}",
             f"preprocessing: {self.preprocess.describe()}",
             f"inference: {self.inferer.describe()}",
         ]
-        if "format" in self.provenance:
-            lines.append(f"file: {self.provenance.get('name', '')} ({self.provenance['format']})")
+        if spacing is not None:
+            lines.append(f"voxels: {' x '.join(f'{size:g}' for size in spacing)} mm")
+        told = self.provenance
+        if "input" in told:
+            lines.append(f"takes: {told['input']} (B, C, I, J, K); layers: {told['layers']}")
+        if "fold" in told:
+            rest = f"; not done: {told['not_done']}" if told["not_done"] else ""
+            lines.append(f"trained: {told['configuration']}, {told['fold']}{rest}")
+        if "format" in told:
+            lines.append(f"file: {told.get('name', '')} ({told['format']})")
+        if told.get("sha256"):
+            lines.append(f"SHA-256: {told['sha256']}")
         return "\n".join(lines)

@@ -28,6 +28,7 @@ from monai.transforms.utils import allow_missing_keys_mode, convert_applied_inte
 
 from ..errors import ImageError
 from ..image import make_image, resample_image, same_grid
+from .limits import AllocationError, bounded_memory
 
 __all__ = ["Preprocess"]
 
@@ -64,10 +65,10 @@ class Preprocess:
             image.as_tensor().clone(), image.affine, str(image.meta.get("filename_or_obj", ""))
         )
         try:
-            with _only_key(compose, key):
+            with _only_key(compose, key), bounded_memory():
                 result = compose(copy) if key is None else compose({key: copy})[key]
         except Exception as error:
-            reason = str(error.__cause__ or error).strip().splitlines()
+            reason = str(_why(error)).strip().splitlines()
             raise ImageError(
                 f"The model's preprocessing failed on a volume of shape {tuple(image.shape)} (C, "
                 "I, J, K): "
@@ -116,6 +117,20 @@ class Preprocess:
             return "none"
         return ", ".join(type(one).__name__ for one in self._plan()[0].transforms) or "none"
 
+    @property
+    def spacing_mm(self) -> list[float] | None:
+        """Voxel size that is resampled to, along the network's axes; None where it is not."""
+        steps = list(getattr(self.transform, "transforms", [self.transform]))
+        for step in reversed(steps):
+            inner = getattr(step, "spacing_transform", step)
+            found = getattr(inner, "pixdim", None)
+            if found is not None:
+                sizes = [float(one) for one in list(found)[:3]]
+                # One number stands for all axes; NaN and 0 leave an axis as it is.
+                sizes = sizes * 3 if len(sizes) == 1 else sizes
+                return sizes if len(sizes) == 3 and all(size > 0 for size in sizes) else None
+        return None
+
     def _plan(self) -> tuple[Compose, Hashable | None]:
         assert self.transform is not None  # noqa: S101 - callers have looked, this is for the type checker
         steps: Sequence[Any] = (
@@ -157,6 +172,14 @@ def _only_key(compose: Compose, key: Hashable | None) -> AbstractContextManager[
     if key is None or not any(isinstance(step, MapTransform) for step in compose.transforms):
         return nullcontext()
     return allow_missing_keys_mode(compose)
+
+
+def _why(error: BaseException) -> BaseException:
+    """The memory, where that was it, else what MONAI's own error comes from."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, AllocationError):
+        found = found.__cause__ or found.__context__
+    return found or error.__cause__ or error
 
 
 def _flat(steps: Sequence[Any]) -> list[Any]:

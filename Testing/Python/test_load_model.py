@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import monai
 import numpy as np
 import pytest
 import torch
@@ -224,6 +225,7 @@ def test_a_model_describes_itself(a_bundle):
     assert "outputs: 0 background, 1 spleen" in told
     assert "preprocessing: Orientationd, ScaleIntensityd" in told
     assert "sliding windows of 16 x 16 x 16 voxels, overlap 0.5, gaussian fusion" in told
+    assert "file: bundle (MONAI bundle)\nSHA-256: " in told
 
 
 def test_a_wrong_number_of_channels_is_refused():
@@ -338,7 +340,43 @@ def test_a_two_dimensional_network_is_refused(a_bundle):
 
 def test_arguments_of_another_version_of_monai_are_named(a_bundle):
     root = a_bundle(network_def={"_target_": "UNet", **NETWORK, "img_size": 96})
-    with pytest.raises(ModelError, match=r"'img_size'.*made for another version of MONAI"):
+    with pytest.raises(
+        ModelError, match=rf"'img_size'.*another version of MONAI.*this is {monai.__version__}"
+    ):
+        sx.load_model(root)
+
+
+def test_a_class_that_monai_no_longer_has_is_named(a_bundle):
+    steps = [{"_target_": "AddChanneld", "keys": "image"}]
+    root = a_bundle(preprocessing={"_target_": "Compose", "transforms": steps})
+    message = rf"'preprocessing' uses 'AddChanneld', which MONAI {monai.__version__} does not have"
+    with pytest.raises(ModelError, match=message) as raised:
+        sx.load_model(root)
+    # Trusting it would not help, so trust is not asked for.
+    assert not isinstance(raised.value, UntrustedModelError)
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(a_bundle, monkeypatch):
+    def needy(self, *args, **kwargs):
+        import no_such_package  # noqa: F401
+
+    root = a_bundle()
+    monkeypatch.setattr(UNet, "__init__", needy)
+    message = (
+        r"No module named 'no_such_package'\. Install the missing .*pip install no_such_package"
+    )
+    with pytest.raises(ModelError, match=message):
+        sx.load_model(root)
+
+
+@pytest.mark.parametrize("kind", ["scripts.nets.made", "nets.made"])
+def test_a_bundles_own_code_is_named(kind, a_bundle):
+    root = a_bundle(network_def={"_target_": kind})
+    place = root / "scripts" if kind.startswith("scripts") else root
+    place.mkdir(exist_ok=True)
+    (place / "nets.py").write_text("raise SystemExit('it ran')\n")
+    message = rf"would run code when loaded: network_def is built by its own '{kind}' \(\w+\)"
+    with pytest.raises(UntrustedModelError, match=message):
         sx.load_model(root)
 
 
@@ -354,7 +392,8 @@ def test_a_part_that_is_no_network_is_refused(a_bundle):
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"is no MONAI bundle: it has no configs/metadata\.json"):
+    message = r"no MONAI bundle \(it has no configs/metadata\.json\) and no trained nnU-Net folder"
+    with pytest.raises(ModelError, match=message):
         sx.load_model(tmp_path)
 
 
@@ -659,9 +698,19 @@ def test_a_factory_gets_its_arguments(tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (torch.nn.Conv3d(1, 3, 1).state_dict(), "do not fit the network Conv3d: size mismatch"),
-        (torch.nn.Conv3d(1, 2, 1, bias=False).state_dict(), r"Missing key\(s\).*bias"),
-        (torch.nn.Linear(1, 2).state_dict() | {"x": torch.zeros(1)}, r"Unexpected key\(s\)"),
+        (
+            torch.nn.Conv3d(1, 3, 1).state_dict(),
+            r"do not fit the network Conv3d: 2 have another shape \(weight is 3 x 1 x 1 x 1 x 1 in "
+            r"the file and 2 x 1 x 1 x 1 x 1 in the network\)\. Check the network's arguments",
+        ),
+        (
+            torch.nn.Conv3d(1, 2, 1, bias=False).state_dict(),
+            r"1 of its 2 tensors are missing \(bias\)\. Check",
+        ),
+        (
+            factory().state_dict() | {"x": torch.zeros(1)},
+            r"Conv3d: 1 in the file are not its own \(x\)\. Check",
+        ),
         ({"epoch": 3, "loss": 0.1}, r"holds no state dict \(found: epoch, loss\)"),
         ({}, "holds no state dict"),
         ({0: torch.zeros(1)}, r"holds no state dict \(found: 0\)"),
