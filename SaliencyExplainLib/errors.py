@@ -22,7 +22,20 @@ __all__ = [
     "TargetError",
     "UntrustedModelError",
     "WorkerError",
+    "is_out_of_memory",
 ]
+
+#: Words of PyTorch (CPU, CUDA, MPS), its C++ parts and NumPy when an allocation fails.
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "cublas_status_alloc_failed",
+)
 
 
 class SaliencyExplainError(Exception):
@@ -83,3 +96,16 @@ class OutOfMemoryError(SaliencyExplainError):
 
 class Cancelled(SaliencyExplainError):  # noqa: N818 - a request that was granted, not a fault
     """The caller's ``cancelled()`` returned True between two passes."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, is a lack of memory."""
+    while error is not None:
+        # By name: torch, which has a class of that name as well, need not be imported.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        text = str(error).lower()
+        if isinstance(error, RuntimeError | OSError) and any(word in text for word in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False

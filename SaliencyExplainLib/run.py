@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from importlib import metadata
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from monai.data import MetaTensor
 
 from .engine import Engine, MemoryMeter, Progress, go_fast
-from .errors import Cancelled, MethodError, SaliencyExplainError, TargetError
-from .explanation import Explanation
-from .image import as_image, make_image, resample_labels
+from .errors import (
+    Cancelled,
+    MethodError,
+    OutOfMemoryError,
+    SaliencyExplainError,
+    TargetError,
+    is_out_of_memory,
+)
+from .explanation import Explanation, versions
+from .image import as_image, make_image
 from .methods import Attribution, Method, make_method
 from .methods import methods as all_methods
 from .methods.cam_pass import OnePassCam, attribute_together
@@ -26,7 +31,31 @@ from .target import Target
 
 __all__ = ["explain", "explain_layers", "predict"]
 
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 
+
+def _tells_full_memory(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+    """Say in a sentence that the memory was not enough, wherever it was: no call is too small."""
+
+    @wraps(function)
+    def run(*given: _Given.args, **named: _Given.kwargs) -> _Made:
+        try:
+            return function(*given, **named)
+        except SaliencyExplainError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "The memory was not enough for this run. Choose a smaller window, a method with "
+                "fewer passes, another device, or a machine with more memory."
+            ) from error
+
+    return run
+
+
+@_tells_full_memory
 def explain(
     model: Model,
     image: MetaTensor,
@@ -95,6 +124,7 @@ def explain(
     return run.explanation(chosen, made)
 
 
+@_tells_full_memory
 def explain_layers(
     model: Model,
     image: MetaTensor,
@@ -228,6 +258,7 @@ class _Run:
             completeness_error=made.completeness_error,
             warnings=(
                 *made.warnings,
+                *self.image.meta.get("notes", ()),
                 *self.notes,
                 *self.engine.batch.notes,
                 *_map_warnings(maps),
@@ -236,10 +267,11 @@ class _Run:
             peak_memory_mb=self.memory.peak_mb,
             model=dict(self.model.provenance),
             image=_provenance(self.image),
-            versions=dict(_versions()),
+            versions=dict(versions()),
         )
 
 
+@_tells_full_memory
 def predict(
     model: Model,
     image: MetaTensor,
@@ -279,10 +311,18 @@ def predict(
     engine.progress.expect(len(engine.plan.windows))
     with engine.running():
         output = engine.output(engine.x)[0].cpu()
-    labels = (
-        output.argmax(0, keepdim=True) if model.activation == "softmax" else output.sigmoid() > 0.5
-    )
-    return resample_labels(make_image(labels, network_image.affine), image)
+    # The scores come back, then they are compared: as nnU-Net and the zoo's bundles do. One output
+    # at a time, since a hundred of them on a whole scan would not fit.
+    back = (model.preprocess.invert(one[None], network_image, image).as_tensor() for one in output)
+    if model.activation != "softmax":
+        return make_image(torch.cat([one.sigmoid() > 0.5 for one in back]), image.affine)
+    best = next(back)
+    labels = torch.zeros_like(best)
+    for number, score in enumerate(back, 1):
+        larger = score > best
+        best = torch.where(larger, score, best)
+        labels[larger] = number
+    return make_image(labels, image.affine)
 
 
 def _made(method: str | Method, parameters: dict[str, Any]) -> Method:
@@ -379,14 +419,3 @@ def _provenance(image: MetaTensor) -> dict[str, Any]:
         "shape_cijk": list(image.shape),
         "ijk_to_ras": image.affine.tolist(),
     }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("saliency-explain", "torch", "monai", "numpy", "SimpleITK"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

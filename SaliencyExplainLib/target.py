@@ -113,9 +113,11 @@ class Target:
                 f"The region {self.region!r} needs {needed[self.region]}. Give it, or choose "
                 "another region."
             )
-        if not 0 <= self.contrast_weight <= 10:
+        weight: Any = self.contrast_weight
+        number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
+        if not number or not 0 <= weight <= 10:
             raise TargetError(
-                f"contrast_weight must lie between 0 and 10; {self.contrast_weight} was given."
+                f"contrast_weight must be a number between 0 and 10; {weight!r} was given."
             )
         if self.segment is not None and not isinstance(self.segment, MetaTensor):
             raise TargetError(
@@ -361,7 +363,7 @@ class FrozenTarget:
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
+    if not (value is None or isinstance(value, str)) or value not in allowed:
         listed = ", ".join(repr(one) for one in allowed if one is not None)
         raise TargetError(f"The target's {name} must be one of {listed}; {value!r} was given.")
 
@@ -375,11 +377,12 @@ def _check_instance(number: Any) -> None:
 
 
 def _shape(values: Any) -> tuple[int, ...]:
-    """Shape of nested numbers; empty where they are ragged or no numbers."""
+    """Shape of nested numbers; empty where they are ragged, not finite or no numbers."""
     try:
-        return np.asarray(values, dtype=np.float64).shape
-    except (TypeError, ValueError):
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
         return ()
+    return found.shape if np.isfinite(found).all() else ()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, is_out_of_memory
 
-__all__ = ["Batch", "graph_bytes", "out_of_memory"]
+__all__ = ["Batch", "graph_bytes"]
 
 _T = TypeVar("_T")
 
@@ -85,7 +85,7 @@ class Batch:
         except Exception as error:
             if len(group) == 1:
                 raise
-            full = out_of_memory(error)
+            full = is_out_of_memory(error)
             if not full and not isinstance(error, ModelError):
                 raise
         # Outside the handler: its traceback would hold the tensors of the failed attempt.
@@ -112,25 +112,6 @@ class Batch:
         if network not in _separate:
             _separate[network] = check()
         return _separate[network]
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, says that the memory was not enough."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(
-            words in str(error).lower()
-            for words in (
-                "out of memory",
-                "can't allocate memory",
-                "not enough memory",
-                "bad_alloc",
-            )
-        ):
-            return True
-        error = error.__cause__
-    return False
 
 
 def free_bytes(device: torch.device) -> int | None:

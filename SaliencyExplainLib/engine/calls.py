@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError, SaliencyExplainError
-from .batch import out_of_memory
+from ..errors import ModelError, OutOfMemoryError, SaliencyExplainError, is_out_of_memory
 
 __all__ = ["main_output", "network_errors", "sizes"]
 
@@ -24,10 +23,10 @@ def network_errors(part: torch.Tensor) -> Iterator[None]:
     except SaliencyExplainError:
         raise
     except MemoryError as error:
-        raise ModelError(_TOO_BIG.format(sizes(part))) from error
+        raise OutOfMemoryError(_TOO_BIG.format(sizes(part))) from error
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        if out_of_memory(error):
-            raise ModelError(_TOO_BIG.format(sizes(part))) from error
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(_TOO_BIG.format(sizes(part))) from error
         raise ModelError(
             f"The network failed on an input of shape {tuple(part.shape)} (B, C, I, J, K): "
             f"{_reason(error)}. Check the number of channels and the window size that it was "

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from ..errors import ModelError
+from ..errors import ModelError, is_out_of_memory
 from ..model import Model, WindowPlan, plan_windows
 from ..model.layers import evaluating
 from ..target import FrozenTarget, Target
-from .batch import Batch, graph_bytes, out_of_memory
+from .batch import Batch, graph_bytes
 from .calls import main_output, network_errors, sizes
 from .layer_sweep import LayerPass, layer_features, layer_passes
 from .progress import Progress
@@ -337,7 +337,7 @@ class Engine:
                 alone = main_output(self.model.network(parts[:1].clone()))
                 among = main_output(self.model.network(parts.clone()))[:1]
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             return False
         scale = float(alone.abs().max())

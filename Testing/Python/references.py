@@ -577,3 +577,13 @@ def _inner_centres(features: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]
         place[axis] = indices
         found.append((indices, moment[tuple(place)] / mass[tuple(place)]))
     return found
+
+
+#: Numbers of passes, made small.
+_COUNTS = ("steps", "samples", "masks", "iterations", "permutations", "batch")
+
+
+def cheap(name: str) -> dict[str, Any]:
+    """Parameters of a method that make it quick."""
+    known = {one.name: one for one in fields(methods()[name])}
+    return {key: max(2, known[key].metadata["low"]) for key in _COUNTS if key in known}

@@ -28,7 +28,12 @@ from references import (
 from torch import nn
 
 from SaliencyExplainLib.engine import Engine, Progress
-from SaliencyExplainLib.errors import Cancelled, ModelError, SaliencyExplainError
+from SaliencyExplainLib.errors import (
+    Cancelled,
+    ModelError,
+    OutOfMemoryError,
+    SaliencyExplainError,
+)
 from SaliencyExplainLib.image import make_image
 from SaliencyExplainLib.methods import make_method, methods
 from SaliencyExplainLib.model import WholeVolume, Windows
@@ -592,7 +597,7 @@ def test_too_little_memory_is_told_in_words(a_volume):
     def full(_x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(ModelError, match="memory is not enough for a window of 8 x 8 x 8"):
+    with pytest.raises(OutOfMemoryError, match="memory is not enough for a window of 8 x 8 x 8"):
         explain(as_model(Returning(full)), a_volume(1, 8, 8, 8), Target(output=1))
 
 

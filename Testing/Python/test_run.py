@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import Orientation
-from references import for_method
+from references import cheap, for_method
 
 import SaliencyExplainLib as sx
 from SaliencyExplainLib.engine import Engine
@@ -36,8 +35,6 @@ WINDOWS = SlidingWindowInferer((8, 8, 8), overlap=0.5, mode="gaussian")
 TARGET = sx.Target(1, "everywhere")
 SCORES = ["logit", "probability"]
 INFERERS = {"whole": None, "windows": WINDOWS}
-#: Numbers of passes, made small.
-_COUNTS = ("steps", "samples", "masks", "iterations", "permutations", "batch")
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +44,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def cheap(name: str) -> dict[str, Any]:
-    """Parameters of a method that make it quick."""
-    known = {one.name: one for one in fields(sx.methods()[name])}
-    return {key: max(2, known[key].metadata["low"]) for key in _COUNTS if key in known}
 
 
 def a_model(
