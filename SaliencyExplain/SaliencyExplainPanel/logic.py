@@ -57,6 +57,10 @@ class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
         found.verdict.headline
         found.tables["metrics"]  # a table node: one row a metric
         logic.saveReport(maps["gradient"], "/tmp/report")
+
+    A published system, end to end (a shell runs it without stopping Slicer; then publishStudy)::
+
+        logic.runStudy("background_removal", "/tmp/background", quick=True)
     """
 
     def __init__(self):
@@ -283,6 +287,39 @@ class SaliencyExplainLogic(ScriptedLoadableModuleLogic):
             regions=sx.scene.regions_from_table(runs.table_of(mapNode)),
             **(vars(found) if found is not None else {}),
         )[0]
+
+    def runStudy(self, name, folder=None, quick=False, seed=1, progress=None, cancelled=None):
+        """Run a published system end to end; its volumes, tables and plots come into the scene.
+
+        :param name: from SaliencyExplainLib.studies.studies().
+        :param folder: where what is done is kept, so that the same call goes on where it was
+            stopped, and where the page with the results is written; left out: nothing is written.
+        :param quick: a small version, under two minutes; the usual one takes up to twenty.
+        :param seed: of everything that is random.
+        :param progress, cancelled: as for explain().
+        :return: SaliencyExplainLib.scene.PublishedStudy with the new nodes.
+        :raises SaliencyExplainLib.SaliencyExplainError: with what to do. The scene is then as it
+            was.
+        """
+        sx = SaliencyExplainLib
+        known = sx.studies.studies()
+        if name not in known:
+            raise sx.errors.StudyError(
+                _("There is no study {name}. The studies are {known}.").format(
+                    name=repr(name), known=", ".join(known)
+                )
+            )
+        found = known[name](folder, quick=quick, seed=seed, progress=progress, cancelled=cancelled)
+        return sx.scene.publish_study(found)
+
+    def publishStudy(self, folder):
+        """Put into the scene what the shell's study wrote into a folder; needs no torch.
+
+        :return: SaliencyExplainLib.scene.PublishedStudy with the new nodes.
+        :raises SaliencyExplainLib.SaliencyExplainError: if there is no finished study.
+        """
+        sx = SaliencyExplainLib
+        return sx.scene.publish_study(sx.studies.StudyResult.load(folder))
 
     def _known(self, mapNode):
         """What explain() has made for a map, as long as the map shows it."""

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SceneError
 from .host import slicer
 
-__all__ = ["Additions"]
+__all__ = ["Additions", "free_name"]
 
 
 class Additions:
@@ -49,7 +49,7 @@ class Additions:
         SceneError
             If the scene refuses it.
         """
-        node.SetName(self._free_name(node.GetName()))
+        node.SetName(free_name(self._scene, node.GetName()))
         self._nodes.append(node)
         if self._scene.AddNode(node) is not node:
             raise SceneError(
@@ -84,14 +84,6 @@ class Additions:
         parent = self._hierarchy.GetItemParent(item) if item else 0
         return int(parent or self._hierarchy.GetSceneItemID())
 
-    def _free_name(self, wanted: str) -> str:
-        """Return the name, with a number if another node has it."""
-        number, free = 1, wanted
-        while self._scene.GetFirstNodeByName(free) is not None:
-            number += 1
-            free = f"{wanted} ({number})"
-        return free
-
     def _undo(self) -> None:
         for item in reversed(self._items):
             self._hierarchy.RemoveItem(item, False, False)
@@ -100,3 +92,12 @@ class Additions:
                 self._scene.RemoveNode(node)
         if self._new_hierarchy is not None:
             self._scene.RemoveNode(self._new_hierarchy)
+
+
+def free_name(scene: slicer.vtkMRMLScene, wanted: str) -> str:
+    """Return the name, with a number if another node has it."""
+    number, free = 1, wanted
+    while scene.GetFirstNodeByName(free) is not None:
+        number += 1
+        free = f"{wanted} ({number})"
+    return free

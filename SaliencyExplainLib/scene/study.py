@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import vtk
 
-from .additions import Additions
+from .additions import Additions, free_name
 from .host import scene_or_default, slicer
 from .inputs import add_image, add_segmentation
 from .publishing import Published, publish
@@ -90,11 +90,11 @@ def publish_study(result: StudyResult, scene: slicer.vtkMRMLScene | None = None)
         maps: list[Published] = []
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(target)
         for case in result.cases:
-            inputs = add_image(target, case.image, case.name)
+            inputs = add_image(target, case.image, free_name(target, case.name))
             more = [
                 node
                 for name, one in case.volumes.items()
-                for node in add_image(target, one, f"{case.name} {name}")
+                for node in add_image(target, one, free_name(target, f"{case.name} {name}"))
             ]
             outlines = _add_labels(target, case)
             for node in (*inputs, *more, *outlines):
@@ -150,7 +150,9 @@ def _add_labels(scene: Any, case: Case) -> list[Any]:
         present = {int(one) for one in _present(labels)}
         used = {label: text for label, text in names.items() if label and label in present}
         if used:
-            found.append(add_segmentation(scene, labels, used, f"{case.name} {name}"))
+            found.append(
+                add_segmentation(scene, labels, used, free_name(scene, f"{case.name} {name}"))
+            )
     return found
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StudyError
 from ..explanation import Explanation, write_text
+from ..plain_text import cell_text
 from ..volume import Volume, as_volume, read_volume, write_volume
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class StudyTable:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in self.rows)
+        writer.writerows([_cell(one) for one in row] for row in self.rows)
         return text.getvalue()
 
     def to_markdown(self) -> str:
@@ -334,6 +335,11 @@ class StudyResult:
                 f"{str(folder)!r} holds no finished study ({error}). Give a folder that the "
                 "command study wrote."
             ) from error
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a CSV file: numbers in full, names that no spreadsheet program runs."""
+    return "" if value is None else cell_text(value) if isinstance(value, str) else value
 
 
 def in_words(cell: Any) -> str:

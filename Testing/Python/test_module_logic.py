@@ -276,3 +276,28 @@ def test_the_self_test_of_the_module_passes_or_says_why_not(shown, panel, monkey
     result = test.run()
     assert result.testsRun == 1
     assert result.wasSuccessful(), result.errors + result.failures
+
+
+def test_a_study_runs_from_the_console_into_the_scene(shown, scene, monkeypatch, tmp_path):
+    from SaliencyExplainLib.studies import Study, StudyResult
+    from SaliencyExplainLib.studies.results import Case, StudyTable
+
+    def conduct(work):
+        image = sx.Volume(np.ones((3, 4, 5)), np.eye(4), "scan")
+        table = StudyTable("dice", "Dice by tissue", ("Dice",), ((0.5 if work.quick else 1.0,),))
+        return StudyResult("", "", "", "", ("Done.",), tables=(table,), cases=(Case("one", image),))
+
+    study = Study("made_up", "A made-up study", "Does it hold?", "", 1, 1, conduct)
+    monkeypatch.setattr(sx.studies, "studies", lambda: {"made_up": study})
+    logic = shown.module.SaliencyExplainLogic()
+    nodes = logic.runStudy("made_up", tmp_path, quick=True)
+    assert [one.GetName() for one in nodes.volumes] == ["one"]
+    assert nodes.tables[0].GetTable().GetValue(0, 0).ToDouble() == 0.5
+    again = logic.publishStudy(tmp_path)
+    assert again.volumes[0].GetName() == "one (2)"
+    before = node_ids(scene)
+    with pytest.raises(sx.errors.StudyError, match=r"no study 'none'\. The studies are made_up"):
+        logic.runStudy("none")
+    with pytest.raises(sx.errors.StudyError, match="holds no finished study"):
+        logic.publishStudy(tmp_path / "work")
+    assert node_ids(scene) == before
