@@ -162,15 +162,12 @@ def demo_model(bundle: Path | None = None) -> Model:
         If it is not there.
     """
     from .model import load_model
+    from .model.shipped import shipped_bundle
 
-    root = Path(__file__).resolve().parent.parent
-    homes = [root / "SaliencyExplain" / "Resources", root / "Resources"]
-    places = [home / "Models" / "BrainTissue" for home in homes] if bundle is None else [bundle]
-    found = next((place for place in places if (place / "models").is_dir()), None)
-    if found is None:
-        listed = " or ".join(str(place) for place in places)
+    found = shipped_bundle("BrainTissue") if bundle is None else bundle
+    if not (found / "models").is_dir():
         raise ModelError(
-            f"The demo's model is not there (looked for {listed}). "
+            f"The demo's model is not there (looked for {found}). "
             "Run the demo from a complete copy of the project, or from 3D Slicer."
         )
     return load_model(found)

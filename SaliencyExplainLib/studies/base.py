@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..explanation import versions
 from .work import Work
 
 if TYPE_CHECKING:
@@ -91,23 +92,8 @@ class Study:
                 question=self.question,
                 settings=settings,
                 seconds=work.seconds(),
-                versions=_versions(),
+                versions=dict(versions()),
             )
             if folder is not None:
                 found.save(folder)
         return found
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    from .. import __version__
-
-    found = {"SaliencyExplain": __version__, "Python": platform.python_version()}
-    for name in ("torch", "monai", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

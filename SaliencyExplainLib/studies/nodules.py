@@ -10,7 +10,7 @@ the same bodies without; the spicules are not part of its label. So what it must
 A body is a core sphere of radius 30 to 49 and six of 20 to 29, each moved by the mean of both radii
 in a random direction; a spicule is a cone on one of the spheres; a nodule's brightness is 0.5 to 1;
 fractal noise of 5 periods and 3 octaves, times 0.5, is added and the sum cut to [-1, 1]. The volume
-is 384 of these units and 128 mm wide, whatever its voxels.
+is 384 of these units and 128 mm wide, whatever its voxels, unless another width is asked for.
 
 Differs from NoduleSeg, whose generator needs VTK, ITK and an elastic warp without a seed:
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SpiculatedNodules", "spiculated_nodules"]
 
-#: Width of the volume in units of the published lengths, and in mm.
-_UNITS, _WIDTH_MM = 384.0, 128.0
+#: Width of the volume in mm, and units of the published lengths in a mm (384 are 128 mm).
+_WIDTH_MM, _UNITS_PER_MM = 128.0, 3.0
 #: Least free border of a nodule's cell, in units.
 _BORDER = 6.0
 #: Two spheres flow into each other over about this length, in units.
@@ -115,13 +115,14 @@ def spiculated_nodules(
     *,
     share: float = 0.5,
     noise: float = 0.5,
+    width_mm: float = _WIDTH_MM,
 ) -> SpiculatedNodules:
     """Make a volume with nodules, some of them with spicules.
 
     Parameters
     ----------
     size : int
-        Voxels along each axis, 16 or more; the volume is 128 mm wide.
+        Voxels along each axis, 16 or more.
     seed : int
         Seed of all chance, 0 or more. The same seed gives the same scene at every size.
     count : int
@@ -131,6 +132,9 @@ def spiculated_nodules(
         nothing but which spicules are painted.
     noise : float
         Amplitude of the noise, 0 or more.
+    width_mm : float
+        Width of the volume, 20 or more. Nodules are made smaller where their cell is too narrow for
+        them: one alone (``count=1``) has its full size from about 80 mm on.
 
     Returns
     -------
@@ -150,7 +154,8 @@ def spiculated_nodules(
     """
     from ..image import make_image
 
-    _check(size, seed, count, share, noise)
+    _check(size, seed, count, share, noise, width_mm)
+    units = _UNITS_PER_MM * width_mm
     chances = [np.random.default_rng(one) for one in np.random.SeedSequence(seed).spawn(count + 2)]
     spiculated = _choice(chances[0], count, share)
     bodies = np.zeros((size, size, size))
@@ -158,8 +163,8 @@ def spiculated_nodules(
     labels = np.zeros(bodies.shape, dtype=np.uint8)
     grid = int(np.ceil(round(count ** (1 / 3), 9)))
     for number in range(count):
-        nodule = _draw(chances[number + 2], np.unravel_index(number, (grid,) * 3), grid)
-        where, body, thorns = _paint(nodule, size)
+        nodule = _draw(chances[number + 2], np.unravel_index(number, (grid,) * 3), grid, units)
+        where, body, thorns = _paint(nodule, size, units / size)
         bodies[where] = np.maximum(bodies[where], nodule.brightness * body)
         if spiculated[number]:
             spicules[where] = np.maximum(spicules[where], nodule.brightness * thorns)
@@ -167,9 +172,9 @@ def spiculated_nodules(
         kind = SpiculatedNodules.TARGET if spiculated[number] else SpiculatedNodules.PLAIN
         labels[where][body >= 0.5] = kind
     grain = noise * _fractal_noise(chances[1], size)
-    step = _WIDTH_MM / size
+    step = width_mm / size
     affine = np.diag([step, step, step, 1.0])
-    affine[:3, 3] = (step - _WIDTH_MM) / 2
+    affine[:3, 3] = (step - width_mm) / 2
     return SpiculatedNodules(
         image=make_image((np.maximum(bodies, spicules) + grain).clip(-1, 1), affine),
         erased=make_image((bodies + grain).clip(-1, 1), affine),
@@ -178,13 +183,14 @@ def spiculated_nodules(
     )
 
 
-def _check(size: int, seed: int, count: int, share: float, noise: float) -> None:
+def _check(size: int, seed: int, count: int, share: float, noise: float, width_mm: float) -> None:
     rules = (
         ("size", size, size >= 16, "16 or more (voxels along each axis)"),
         ("seed", seed, seed >= 0, "0 or more"),
         ("count", count, count >= 1, "1 or more (nodules)"),
         ("share", share, 0 <= share <= 1, "between 0 and 1 (part of them with spicules)"),
         ("noise", noise, noise >= 0, "0 or more"),
+        ("width_mm", width_mm, width_mm >= 20, "20 or more (mm)"),
     )
     for name, value, right, expected in rules:
         if not right:
@@ -205,8 +211,13 @@ def _directions(chance: np.random.Generator, count: int) -> NDArray[np.float64]:
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
-def _draw(chance: np.random.Generator, cell: tuple[Any, ...], grid: int) -> _Nodule:
-    """Draw a nodule in a cell of the grid."""
+def _draw(
+    chance: np.random.Generator,
+    cell: tuple[Any, ...],
+    grid: int,
+    units: float = _UNITS_PER_MM * _WIDTH_MM,
+) -> _Nodule:
+    """Draw a nodule in a cell of the grid, `units` being the width of the volume."""
     radii = np.append(chance.integers(30, 50, 1), chance.integers(20, 30, 6)).astype(np.float64)
     centres = np.zeros((7, 3))
     centres[1:] = _directions(chance, 6) * ((radii[0] + radii[1:]) / 2)[:, None]
@@ -227,10 +238,10 @@ def _draw(chance: np.random.Generator, cell: tuple[Any, ...], grid: int) -> _Nod
     )
     reach = np.linalg.norm(feet + towards * heights[:, None], axis=1).max()
     reach = max(reach, (np.linalg.norm(centres, axis=1) + radii).max())
-    half = _UNITS / grid / 2 - _BORDER
+    half = units / grid / 2 - _BORDER
     scale = min(1.0, half / reach)
     free = max(0.0, half - reach * scale)
-    centre = (np.asarray(cell, dtype=np.float64) + 0.5) * (_UNITS / grid)
+    centre = (np.asarray(cell, dtype=np.float64) + 0.5) * (units / grid)
     return _Nodule(
         centre=centre + chance.uniform(-free, free, 3),
         scale=scale,
@@ -243,9 +254,9 @@ def _draw(chance: np.random.Generator, cell: tuple[Any, ...], grid: int) -> _Nod
 
 
 def _paint(
-    nodule: _Nodule, size: int
+    nodule: _Nodule, size: int, voxel: float
 ) -> tuple[tuple[slice, ...], NDArray[np.float64], NDArray[np.float64]]:
-    """How much of each voxel the body fills, and how much body or spicules do.
+    """How much of each voxel (`voxel` units wide) the body fills, and how much body or spicules do.
 
     Returns
     -------
@@ -254,7 +265,6 @@ def _paint(
     body, spicules : array
         0 to 1.
     """
-    voxel = _UNITS / size
     reach = nodule.scale * (nodule.cones[:, :3] + nodule.cones[:, 3:6] * nodule.cones[:, 6:7])
     ends = np.concatenate(
         [
