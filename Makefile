@@ -3,11 +3,12 @@
 # The first of them makes .venv with the packages of constraints.txt. Another Python:      make test PYTHON=python3.12
 # Another build of PyTorch, here the small one without CUDA for Linux:
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
-# Only some tests:                                                          make test PYTEST_ARGS="-m 'not slow'"
+# Only some tests, or more processes at a time (each takes up to 2 GB):      make test PYTEST_ARGS="-m 'not slow'" JOBS=4
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+JOBS ?= 2
 DEMO_OUTPUT ?= demo-output
 
 VENV := .venv
@@ -16,7 +17,7 @@ READY := $(VENV)/ready.stamp
 PIP_INSTALL := $(VENV_PYTHON) -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench trust clean distclean
+.PHONY: help demo test lint bench trust studies clean distclean
 
 help:
 	@echo "make demo    explain a network on a sample volume; the results go to $(DEMO_OUTPUT)/"
@@ -24,13 +25,14 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure time, memory and exactness against other libraries"
 	@echo "make trust   measure the methods against a truth that is known (half an hour)"
+	@echo "make studies run the five published systems into build/studies (about 40 minutes)"
 	@echo "make clean   remove what these made (make distclean: $(VENV) too)"
 
 demo: $(READY)
 	$(VENV_PYTHON) -m SaliencyExplainLib demo --output $(DEMO_OUTPUT)
 
 test: $(READY)
-	$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(VENV_PYTHON) -m ruff check .
@@ -41,6 +43,12 @@ bench: $(READY)
 
 trust: $(READY)
 	$(VENV_PYTHON) Testing/Benchmarks/trust.py --cases 30
+
+# The pages and figures of docs/studies come from here.
+studies: $(READY)
+	for name in samask_regression background_removal probability_maps kernel_weighted_contribution attention_vs_baseline; do \
+	  $(VENV_PYTHON) -m SaliencyExplainLib study $$name --output build/studies/$$name --scene || exit 1; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO_OUTPUT) .pytest_cache .ruff_cache .mypy_cache .hypothesis
