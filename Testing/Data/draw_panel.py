@@ -45,6 +45,10 @@ def main() -> None:
             widgets.wait_for(lambda: not panel.runner.busy, PATIENCE)
             if shown.errors:
                 raise SystemExit(str(shown.errors))
+            panel.ui.trustButton.click()
+            widgets.wait_for(lambda: not panel.runner.busy, PATIENCE)
+            if shown.errors:
+                raise SystemExit(str(shown.errors))
             draw(panel, "panel.png", 400)
             draw(panel, "panel_wide.png", 600)
             QtWidgets.QApplication.setPalette(dark())

@@ -151,7 +151,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(a_volume, error):
 
 def test_too_little_memory_for_one_image_is_an_error_in_one_sentence(a_volume):
     model = as_model(Refusing(full_cpu(), room=0))
-    with pytest.raises(OutOfMemoryError, match="memory is not enough for a window of 8 x 8 x 8 voxels"):
+    with pytest.raises(OutOfMemoryError, match="not enough for a window of 8 x 8 x 8 voxels"):
         explain(model, a_volume(1, 8, 8, 8), Target(output=1), "gradient")
 
 

@@ -102,11 +102,12 @@ def in_a_copy(work: Callable[[], int | None]) -> int:
     if child == 0:
         status = 99
         try:
-            sys.stdout = sys.stderr = Path(os.devnull).open("w")
-            for number in (1, 2):
-                os.dup2(sys.stdout.fileno(), number)
-            torch.set_num_threads(1)
-            status = work() or 0
+            with Path(os.devnull).open("w") as nothing:
+                sys.stdout = sys.stderr = nothing
+                for number in (1, 2):
+                    os.dup2(nothing.fileno(), number)
+                torch.set_num_threads(1)
+                status = work() or 0
         finally:
             os._exit(status)
     return child

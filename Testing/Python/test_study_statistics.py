@@ -148,3 +148,16 @@ def test_the_intraclass_correlation_has_its_published_value():
     assert intraclass_correlation([(1, 2), (2, 3), (4, 5)]) < 0.9
     assert math.isnan(intraclass_correlation([(1, 1)]))
     assert math.isnan(intraclass_correlation([(1, 1), (1, 1)]))
+
+
+def test_the_intraclass_correlation_counts_a_bias():
+    truth = np.random.default_rng(0).normal(3, 2, 400)
+    variance = truth.var(ddof=1)
+    assert intraclass_correlation(np.column_stack([truth, truth])) == pytest.approx(1)
+    # With a bias c and no other error, ICC(A, 1) is 2 var / (2 var + c^2).
+    biased = np.column_stack([truth, truth + 1.5])
+    assert intraclass_correlation(biased) == pytest.approx(2 * variance / (2 * variance + 1.5**2))
+    other = np.random.default_rng(1).normal(3, 2, 400)
+    assert abs(intraclass_correlation(np.column_stack([truth, other]))) < 0.12
+    assert math.isnan(intraclass_correlation(np.ones((5, 2))))
+    assert math.isnan(intraclass_correlation(np.ones((1, 2))))
