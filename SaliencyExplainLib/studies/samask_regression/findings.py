@@ -103,8 +103,8 @@ def differences(found: Found) -> tuple[str, ...]:
         "scans of people and volumes by FreeSurfer.",
         "The network is a small residual network whose training also told it which kind of tissue "
         "is where; the authors' has heads at several scales and learned from volumes alone.",
-        "The network begins as a count of each kind on each side. So it is partly built in that the "
-        "masks of a left and a right volume lie on their own sides.",
+        "The network begins as a count of each kind on each side. So it is partly built in that "
+        "the masks of a left and a right volume lie on their own sides.",
         f"The mask lies on the layer {found.layer!r}, chosen by its masks' leakage on heads of "
         "their own; the publication does not state the depth.",
         "What the mask hides is replaced by features blurred over 10 mm, not by zeros. A volume "
