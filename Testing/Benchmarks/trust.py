@@ -78,9 +78,6 @@ METRICS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("relevance_mass", {}),
     ("relevance_rank", {}),
     ("pointing_game", {}),
-    # Coarse, for many cases; the controls of the table stand in for those of the metric.
-    ("deletion", {"steps": 6, "control": False}),
-    ("insertion", {"steps": 6, "control": False}),
 )
 
 
@@ -109,10 +106,6 @@ QUALITY = (
     Column("attribution_quality.relative_entropy", "RE"),
     Column("attribution_quality.relative_foreground", "RFA"),
     Column("attribution_quality.external_peaks", "EPA"),
-)
-CURVES = (
-    Column("deletion", "deletion"),
-    Column("insertion", "insertion"),
 )
 PLACE = (
     Column("relevance_mass", "mass"),
@@ -363,14 +356,6 @@ than 1 % of it are highest.
 
 {quality}
 
-## Faithfulness: what voxels that go or come do to the score
-
-Deletion (lower is better) and insertion (higher): area under the score, 1 at the image and 0 at the
-baseline, while the highest sixths of the voxels are replaced by zero baseline or put into
-it. ROAD is not in the table: filling the gaps costs more than all else here.
-
-{curves}
-
 ## Place: whether the map is high where the evidence is
 
 Mass: part of the map's evidence inside spicules and carrying bodies. Rank: part of the highest
@@ -400,17 +385,6 @@ def _surely_above(
     return found
 
 
-def _surely_below(cases: Sequence[Cache], key: str, control: str) -> list[str]:
-    """Methods whose value, minus the control's of the same scene, has an interval below 0."""
-    found = []
-    for name in _measured(cases):
-        pairs = [(case.rows[name][key], case.rows[control][key]) for case in cases]
-        apart = [b - a for a, b in pairs if a is not None and b is not None]
-        if apart and interval(apart)[0] > 0:
-            found.append(name)
-    return found
-
-
 def _reading(cases: Sequence[Cache]) -> str:
     even = [case.rows["even map"]["attribution_quality"] for case in cases]
     total = len(_measured(cases))
@@ -420,9 +394,6 @@ def _reading(cases: Sequence[Cache]) -> str:
         "relevance_rank",
         lambda case, _: case.rows["the image, brightness above 0"]["relevance_rank"],
     )
-    smooth = "random, smooth"
-    deletion = _surely_below(cases, "deletion", smooth)
-    insertion = _surely_above(cases, "insertion", lambda case, _: case.rows[smooth]["insertion"])
     find = _surely_above(cases, "density.2", lambda case, name: case.rows[name]["density.1"])
     outside = _surely_above(cases, "density.2", lambda case, name: case.rows[name]["density.3"])
     return "\n".join(
@@ -430,8 +401,6 @@ def _reading(cases: Sequence[Cache]) -> str:
             f"- AQ of the even map: {min(even)!r} to {max(even)!r}.",
             _told("AQ is above 1, the even map's, for", better, total),
             _told("Rank accuracy is above that of the image's own brightness for", image, total),
-            _told("Deletion is below that of the smooth random map for", deletion, total),
-            _told("Insertion is above that of the smooth random map for", insertion, total),
             _told("Spicules are denser than bait for", find, total),
             _told("Spicules are denser than the bodies that carry them for", outside, total),
             "",
@@ -477,7 +446,6 @@ def table(cases: Sequence[Cache], first: int, model: sx.Model, made_of: str) -> 
         made_of=made_of,
         machine=f"{processor()}, {platform.system()}, torch {torch.__version__}, one thread.",
         quality="\n".join(_rows(cases, QUALITY)),
-        curves="\n".join(_rows(cases, CURVES)),
         place="\n".join(_rows(cases, PLACE)),
         reading=_reading(cases),
     )

@@ -130,17 +130,18 @@ def test_a_broken_request_is_told_in_a_sentence_and_leaves_nothing(worker, seed)
         server._answer(request)
         answer = channel.sent[-1]
         if answer["type"] == "done":
+            remove_results(results)
             continue
         if answer["type"] != "failed" or not is_a_sentence(answer):
             untold.append((answer, request))
         if any(results.iterdir()):
             left.append(request)
-        worker_cases_clean(results)
+        remove_results(results)
     assert untold == []
     assert left == []
 
 
-def worker_cases_clean(results: Path) -> None:
+def remove_results(results: Path) -> None:
     """Take away what a request that was right after all has made."""
     import shutil
 
@@ -151,11 +152,11 @@ def worker_cases_clean(results: Path) -> None:
 def test_after_all_that_every_right_request_is_answered(worker):
     server, channel, messages, results = worker
     for message in messages:
-        worker_cases_clean(results)
+        remove_results(results)
         channel.sent.clear()
         server._answer(message)
         assert channel.sent[-1]["type"] == "done", channel.sent[-1]
-    worker_cases_clean(results)
+    remove_results(results)
     assert torch.is_grad_enabled()
 
 
