@@ -42,7 +42,7 @@ def a_scan(kind: str) -> MetaTensor:
 
 
 def changed(path: Path, change: Any) -> None:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content))
 

@@ -45,7 +45,7 @@ def test_explain_writes_map_figure_provenance_and_table(explain, a_folder, tmp_p
     assert map_.shape == scan.shape
     assert np.allclose(map_.affine, scan.affine, atol=1e-4)
     assert float(map_.abs().max()) > 0
-    record = json.loads((out / "explanation.json").read_text())
+    record = json.loads((out / "explanation.json").read_text(encoding="utf-8"))
     assert record["method"] == "gradient"
     assert record["target"]["output_name"] == "lesion"
     with (out / "regions.csv").open() as file:
@@ -97,7 +97,7 @@ def test_parameters_reach_the_method(explain, tmp_path):
         explain("--param", "steps=3", "--no-figure"), "--method", "integrated_gradients"
     )
     assert main(words) == 0
-    record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    record = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert record["parameters"]["steps"] == 3
 
 
@@ -105,18 +105,18 @@ def test_parameters_reach_the_method(explain, tmp_path):
 def test_a_segment_can_be_the_region_by_label_or_by_name(explain, a_folder, tmp_path, names):
     given = ("--segments", a_folder / "labels.nii.gz", "--segment-names", a_folder / names)
     assert main(explain(*given, "--segment", "4")) == 0
-    by_label = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    by_label = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert by_label["target"]["region"] == "segment"
     assert by_label["target"]["region_voxels"] == 4 * 6 * 6
     assert main(explain(*given, "--segment", "Spleen", "--no-figure")) == 0
-    by_name = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    by_name = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert by_name["value"] == by_label["value"]
 
 
 def test_a_point_is_the_region_in_ras(explain, tmp_path):
     # Voxel (4, 5, 6) of a left-handed grid.
     assert main(explain("--point", "5.0", "-4.5", "1.5", "--no-figure")) == 0
-    record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    record = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert (record["target"]["region"], record["target"]["region_voxels"]) == ("point", 1)
     affected = np.argwhere(read_image(tmp_path / "out" / "map.nrrd")[0].numpy() != 0)
     assert affected.mean(0) == pytest.approx([4, 5, 6], abs=0.5)
@@ -125,14 +125,14 @@ def test_a_point_is_the_region_in_ras(explain, tmp_path):
 def test_a_box_is_the_region_in_ras(explain, tmp_path):
     corners = ("-4.1", "-3.1", "-5", "4.1", "3.1", "5")
     assert main(explain("--roi", *corners, "--reduce", "sum", "--no-figure")) == 0
-    record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    record = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert record["target"]["region"] == "roi"
     assert record["target"]["reduce"] == "sum"
 
 
 def test_a_rival_is_subtracted(explain, tmp_path):
     assert main(explain("--contrast", "runner_up", "--no-figure")) == 0
-    record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    record = json.loads((tmp_path / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert record["target"]["contrast_name"] in ("background", "vessel")
 
 
@@ -163,10 +163,10 @@ def test_results_of_an_earlier_run_are_replaced_and_other_files_stay(explain, a_
     (out / "map_of_mine.nrrd").write_text("mine")
     (out / "notes").mkdir()
     (out / "map_0.nrrd").write_text("of an earlier run with channels")
-    before = (out / "explanation.json").read_text()
+    before = (out / "explanation.json").read_text(encoding="utf-8")
     assert main(explain("--no-figure", "--score", "probability")) == 0
     assert everything_below(out) == {"explanation.json", "map.nrrd", "map_of_mine.nrrd", "notes"}
-    assert (out / "explanation.json").read_text() != before
+    assert (out / "explanation.json").read_text(encoding="utf-8") != before
 
 
 def test_results_can_be_read_by_others_as_new_files_can(explain, tmp_path):
@@ -259,7 +259,7 @@ def test_an_output_that_is_a_file_is_refused(explain, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert main(explain()) == 1
     assert "is a file. Name a folder" in failure(capsys)
-    assert (tmp_path / "out").read_text() == "mine"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.skipif(

@@ -109,7 +109,7 @@ def test_the_table_of_an_existing_map_is_made(a_folder, tmp_path, capsys):
     words += ["--segment-names", str(a_folder / "names.json")]
     assert main([*words, "--output", str(tmp_path / "new" / "table.csv")]) == 0
     assert "liver" in capsys.readouterr().out
-    assert "spleen" in (tmp_path / "new" / "table.csv").read_text()
+    assert "spleen" in (tmp_path / "new" / "table.csv").read_text(encoding="utf-8")
     assert main([*words, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["regions"]
     assert sum(row["share"] for row in rows) == pytest.approx(1)
@@ -172,8 +172,8 @@ def test_everything_is_put_back_when_moving_fails(tmp_path, a_folder_with_result
     break_moving(monkeypatch, ".unfinished")
     with pytest.raises(errors.SaliencyExplainError, match="No space left"):
         write_new_results(a_folder_with_results)
-    assert (a_folder_with_results / "a.txt").read_text() == "old a"
-    assert (a_folder_with_results / "b.txt").read_text() == "old b"
+    assert (a_folder_with_results / "a.txt").read_text(encoding="utf-8") == "old a"
+    assert (a_folder_with_results / "b.txt").read_text(encoding="utf-8") == "old b"
     assert everything_below(tmp_path) == {"out", "out/a.txt", "out/b.txt"}
 
 
@@ -183,8 +183,8 @@ def test_what_cannot_be_put_back_is_kept_and_named(tmp_path, a_folder_with_resul
         write_new_results(a_folder_with_results)
     kept = next(path for path in tmp_path.iterdir() if path.name.startswith("."))
     assert str(kept) in str(caught.value)
-    assert (kept / ".earlier" / "b.txt").read_text() == "old b"
-    assert (a_folder_with_results / "a.txt").read_text() == "old a"
+    assert (kept / ".earlier" / "b.txt").read_text(encoding="utf-8") == "old b"
+    assert (a_folder_with_results / "a.txt").read_text(encoding="utf-8") == "old a"
 
 
 def test_folders_are_replaced_as_a_whole(tmp_path):

@@ -53,7 +53,7 @@ def names_of(plan) -> list[str]:
 
 
 def record_of(folder) -> dict:
-    return json.loads((folder / "evaluation.json").read_text())
+    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
 
 
 # The plan
@@ -268,7 +268,7 @@ def test_the_explained_map_can_be_read_back(done, a_folder):
 
 
 def test_the_page_says_what_the_record_says(done):
-    page = (done / "report.html").read_text()
+    page = (done / "report.html").read_text(encoding="utf-8")
     record = record_of(done)
     assert record["verdict"]["headline"] in page
     assert "spleen" in page
@@ -325,7 +325,7 @@ def test_the_best_of_several_methods_is_reported(evaluate, tmp_path, capsys):
     assert {"ranking.csv", "comparison.csv"} <= everything_below(out)
     with (out / "ranking.csv").open() as file:
         assert next(csv.DictReader(file))["method"] == best
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "Which method here?" in page
     assert "Best here:" in capsys.readouterr().out
     assert len(record["comparison"]["names"]) == 3
@@ -387,7 +387,7 @@ def test_hostile_names_of_segments_and_files_are_text_on_the_page(evaluate, a_fo
     words[words.index("--image") + 1] = str(scan)
     more = ["--segments", a_folder / "labels.nii.gz", "--segment-names", tmp_path / "names.json"]
     assert main([*words, *(str(one) for one in more)]) == 0
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
@@ -460,5 +460,5 @@ def test_a_segment_is_the_region_of_everything(evaluate, a_folder, tmp_path):
     assert record["explanation"]["target"]["region_voxels"] == 4 * 6 * 6
     assert record["sanity"]["target"]["region_voxels"] == 4 * 6 * 6
     assert record["evaluation"]["target"]["region"] == "segment"
-    assert "segment 4" in (tmp_path / "out" / "report.html").read_text()
+    assert "segment 4" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert np.isfinite(record["evaluation"]["rows"][0]["value"])

@@ -68,7 +68,7 @@ def test_named_volumes_go_to_the_channels_that_the_model_names(folder, capsys):
     # On the grid of T1, the model's first, though FLAIR was given first.
     np.testing.assert_allclose(t1.affine, an_affine(1.0))
     assert float(t1.abs().max()) > 0 == float(flair.abs().max())
-    told = json.loads((folder / "out" / "explanation.json").read_text())
+    told = json.loads((folder / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert "flair.nrrd was interpolated onto the grid of t1.nrrd." in told["warnings"]
     assert told["image"]["name"] == "t1.nrrd, flair.nrrd"
     assert "note: flair.nrrd was interpolated" in capsys.readouterr().out
@@ -114,5 +114,5 @@ def test_a_series_a_frame_and_a_filling_are_chosen(folder, capsys):
     assert main(words(folder, folder / "film.nrrd", **one, more=frame)) == 1
     assert "holds 1 values that are NaN" in failure(capsys)
     assert main(words(folder, folder / "film.nrrd", **one, more=(*frame, "--fill", "0"))) == 0
-    told = json.loads((folder / "out" / "explanation.json").read_text())
+    told = json.loads((folder / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert "1 values were NaN or infinite; 0 stands in their place." in told["warnings"]

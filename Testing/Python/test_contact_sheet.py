@@ -105,7 +105,7 @@ def test_the_shell_writes_sheet_list_and_volumes_on_their_own_grids(files, capsy
     assert main([*words, "--output", str(out), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert sorted(one.name for one in out.iterdir()) == ["layer_maps", "layers.json", "layers.png"]
-    listed = json.loads((out / "layers.json").read_text())["layers"]
+    listed = json.loads((out / "layers.json").read_text(encoding="utf-8"))["layers"]
     assert listed == answer["layers"]
     coarse = next(one for one in listed if one["spacing_voxels"] == [2, 2, 2])
     assert sx.read_image(out / coarse["file"]).shape == (1, *coarse["shape"][1:])

@@ -124,7 +124,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(SaliencyExplainError, match=r"a\.json' could not be written .*No space"):
         write_text(tmp_path / "a.json", "new")
-    assert (tmp_path / "a.json").read_text() == "old"
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 

@@ -369,7 +369,7 @@ def test_nothing_that_a_plan_names_is_imported_without_trust(name, folder, monke
     with pytest.raises(ModelError):
         sx.load_model(folder / FOLD / "checkpoint_final.pth", trusted=True)
     assert not marker.exists()
-    if "hostile" in json.dumps((folder / TRAINER / "plans.json").read_text()):
+    if "hostile" in json.dumps((folder / TRAINER / "plans.json").read_text(encoding="utf-8")):
         with pytest.raises(UntrustedModelError, match=r"import.*trusted=True"):
             sx.load_model(folder)
         with pytest.raises(ModelError):  # or the test could not fail: with trust it is imported

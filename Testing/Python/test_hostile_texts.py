@@ -37,7 +37,7 @@ def saved(tmp_path) -> Path:
 
 
 def changed(folder: Path, **values: Any) -> Path:
-    facts = json.loads((folder / "explanation.json").read_text())
+    facts = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
     (folder / "explanation.json").write_text(json.dumps(facts | values))
     return folder
 
@@ -46,7 +46,7 @@ def test_what_was_saved_is_read_back(saved):
     found = Explanation.load(saved)
     assert found.method == "gradient"
     assert json.loads(json.dumps(found.to_dict())) == json.loads(
-        (saved / "explanation.json").read_text()
+        (saved / "explanation.json").read_text(encoding="utf-8")
     )
 
 

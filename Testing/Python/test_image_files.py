@@ -276,7 +276,7 @@ def test_a_volume_larger_than_the_memory_is_refused_with_both_numbers(tmp_path, 
 
 
 def test_the_free_memory_is_known_here():
-    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    total = int(Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]) * 1024
     assert 0 < volume_files.free_memory() < total
 
 

@@ -868,7 +868,7 @@ def test_a_bundle_of_the_model_zoo_loads_once_it_has_weights(real_data, tmp_path
     (tmp_path / "models").mkdir()
     for name in ("inference.json", "metadata.json"):
         (tmp_path / "configs" / name).write_bytes((zoo / name).read_bytes())
-    arguments = json.loads((zoo / "inference.json").read_text())["network_def"]
+    arguments = json.loads((zoo / "inference.json").read_text(encoding="utf-8"))["network_def"]
     arguments.pop("_target_")
     torch.save({"model": UNet(**arguments).state_dict()}, tmp_path / "models" / "model.pt")
     model = sx.load_model(tmp_path)

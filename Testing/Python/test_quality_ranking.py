@@ -71,7 +71,7 @@ def test_the_right_method_is_first_on_a_network_whose_answer_is_known(a_ranking)
 
 
 def test_a_ranking_is_written_as_csv_json_and_text(a_ranking, tmp_path):
-    told = json.loads(a_ranking.save(tmp_path / "rank.json").read_text())
+    told = json.loads(a_ranking.save(tmp_path / "rank.json").read_text(encoding="utf-8"))
     assert told["answer"] == a_ranking.answer
     assert set(told["evaluations"]) == set(a_ranking.explanations)
     with a_ranking.save(tmp_path / "rank.csv").open(newline="") as file:

@@ -118,7 +118,7 @@ def test_a_comparison_has_a_matrix_a_measure(three, pair, tmp_path):
         assert matrix[0, 2] == pytest.approx(1.0)
     assert found.pairs("spearman")[0][:2] == ("one", "one again")
     assert "Spearman rank correlation" in found.to_text()
-    told = json.loads(found.save(tmp_path / "c.json").read_text())
+    told = json.loads(found.save(tmp_path / "c.json").read_text(encoding="utf-8"))
     assert told["matrices"]["ssim"][1][0] == pytest.approx(found["ssim"][1, 0])
     with found.save(tmp_path / "c.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 9

@@ -333,7 +333,7 @@ def test_provenance_lets_the_map_be_made_again(full):
 
 def test_a_map_alone_makes_a_report_that_says_nothing_was_checked(tmp_path):
     written = sx.write_report(a_map(), a_scan(), tmp_path, made=WHEN)
-    page = Page(written[0].read_text())
+    page = Page(written[0].read_text(encoding="utf-8"))
     assert "Nothing was checked yet" in page.text
     assert "A map that was not checked is a picture, not evidence." in page.text
     assert {path.name for path in tmp_path.rglob("*.png")} == {"maps.png"}
@@ -344,7 +344,7 @@ def test_a_saved_explanation_can_be_reported(tmp_path):
     a_map().save(tmp_path / "saved")
     read = sx.Explanation.load(tmp_path / "saved")
     scan = sx.read_image([_saved_scan(tmp_path)])
-    page = Page(sx.write_report(read, scan, tmp_path / "out")[0].read_text())
+    page = Page(sx.write_report(read, scan, tmp_path / "out")[0].read_text(encoding="utf-8"))
     assert "Nothing was checked yet" in page.text
 
 
@@ -614,7 +614,7 @@ def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(errors.SaliencyExplainError, match=r"cannot be written .*Choose another"):
         sx.write_report(a_map(), a_scan(), tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_page_that_fails_writes_nothing(tmp_path, monkeypatch):

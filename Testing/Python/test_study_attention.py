@@ -566,7 +566,11 @@ def test_a_study_that_was_stopped_goes_on_and_ends_like_one_that_was_not(
     kept = tmp_path / "stopped"
     shutil.copytree(folder / "work", kept / "work")
     # As it was when it was stopped among the maps of the first backbone.
-    lines = (kept / "work" / "maps_of_densenet.jsonl").read_text().splitlines(keepends=True)
+    lines = (
+        (kept / "work" / "maps_of_densenet.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines(keepends=True)
+    )
     (kept / "work" / "maps_of_densenet.jsonl").write_text("".join(lines[:1]))
     (kept / "work" / "maps_of_resnet.jsonl").unlink()
     asked = iter(range(10**9))

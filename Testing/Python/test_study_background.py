@@ -526,7 +526,11 @@ def test_a_stopped_study_goes_on_and_ends_like_one_that_was_not(tmp_path, monkey
             progress=lambda _, what: seen.append(what),
             cancelled=enough,
         )
-    lines = (tmp_path / "stopped" / "work" / "test_heads.jsonl").read_text().splitlines()
+    lines = (
+        (tmp_path / "stopped" / "work" / "test_heads.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert len(lines) == 2
     seen.clear()
     second = STUDY(

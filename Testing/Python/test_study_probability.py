@@ -651,8 +651,14 @@ def test_the_study_goes_on_where_it_was_stopped(run):
     _, folder, said = run
     assert not any(one.startswith(("training", "making person")) for one in said)
     kept = folder / "work"
-    assert len((kept / "maps.jsonl").read_text().splitlines()) == pipeline._QUICK.mapped_persons
-    assert len((kept / "answers.jsonl").read_text().splitlines()) == pipeline._QUICK.test_persons
+    assert (
+        len((kept / "maps.jsonl").read_text(encoding="utf-8").splitlines())
+        == pipeline._QUICK.mapped_persons
+    )
+    assert (
+        len((kept / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+        == pipeline._QUICK.test_persons
+    )
     assert {one.stem for one in kept.glob("*.pt")} == {kind.key for kind in KINDS}
 
 

@@ -503,7 +503,7 @@ def test_the_network_of_the_quick_study_has_learned_something(result):
 
 
 def test_the_figures_of_a_mask_are_those_of_the_map_that_is_kept(result, folder):
-    lines = (folder / "work" / "attention.jsonl").read_text().splitlines()
+    lines = (folder / "work" / "attention.jsonl").read_text(encoding="utf-8").splitlines()
     kept = json.loads(lines[0])["found"]["keep"]["left hippocampus"]
     case = result.cases[0]
     mask = case.maps[0]
@@ -523,7 +523,7 @@ def test_heads_of_the_study_are_not_those_of_the_training(result, folder):
     seeds = {
         json.loads(line)["key"].split()[-1]
         for name in ("test", "attention", "layers", "stability", "asymmetry", "sides")
-        for line in (folder / "work" / f"{name}.jsonl").read_text().splitlines()
+        for line in (folder / "work" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     }
     trained = set(map(str, range(1_000_000, 1_000_000 + result.settings["train"])))
     assert seeds
@@ -533,7 +533,7 @@ def test_heads_of_the_study_are_not_those_of_the_training(result, folder):
 def test_a_study_that_lost_its_last_cases_measures_them_again(result, folder):
     for name in ("attention", "asymmetry", "sides"):
         file = folder / "work" / f"{name}.jsonl"
-        file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+        file.write_text("\n".join(file.read_text(encoding="utf-8").splitlines()[:-1]) + "\n")
     again = studies()["samask_regression"](folder, quick=True)
     for name in ("attention", "methods", "asymmetry", "sides"):
         was, now = result.table(name), again.table(name)
@@ -546,7 +546,7 @@ def test_the_study_comes_back_from_its_folder_and_fits_in_a_scene(result, folder
     pytest.importorskip("slicer")
     read = StudyResult.load(folder)
     assert read.answer[:4] == result.answer[:4]  # the next one tells times
-    assert (folder / "samask_regression.md").read_text().startswith("# SAMASK")
+    assert (folder / "samask_regression.md").read_text(encoding="utf-8").startswith("# SAMASK")
     scene = sx.scene.new_scene()
     try:
         made = sx.scene.publish_study(read, scene)

@@ -232,7 +232,7 @@ def test_the_answer_says_the_verdict_the_price_and_the_files(shared, models, tmp
     assert sum(row.passes for row in found.appraisal.evaluation.rows) <= 5.01
     files = {str(file) for file in folder.rglob("*") if file.is_file()}
     assert set(told["report"]) == files
-    assert verdict.headline in (folder / "report.html").read_text()
+    assert verdict.headline in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_page_is_written_of_what_is_known_without_measuring_again(
@@ -251,12 +251,12 @@ def test_a_page_is_written_of_what_is_known_without_measuring_again(
         contour=labels(),
         contour_name="my outline",
     )
-    page = files[0].read_text()
+    page = files[0].read_text(encoding="utf-8")
     assert files[0] == tmp_path / "page" / "report.html"
     for words in ("my liver", "my outline", "Sanity check", "Which method here?"):
         assert words in page
     assert {"curves.png", "maps.png", "regions.png", "sanity.png"} <= {one.name for one in files}
-    bare = shared.report(a_scan(), a_map, tmp_path / "bare")[0].read_text()
+    bare = shared.report(a_scan(), a_map, tmp_path / "bare")[0].read_text(encoding="utf-8")
     assert "Nothing was checked yet" in bare
 
 

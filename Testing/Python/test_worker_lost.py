@@ -193,7 +193,11 @@ def test_cancel_while_the_process_starts(models):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_cancel_gives_the_memory_back(shared, models):
     def resident_mb() -> float:
-        return int(Path(f"/proc/{shared.pid}/statm").read_text().split()[1]) * 4096 / 1e6
+        return (
+            int(Path(f"/proc/{shared.pid}/statm").read_text(encoding="utf-8").split()[1])
+            * 4096
+            / 1e6
+        )
 
     explain(shared, a_source(models))
     pid, before, cancel = shared.pid, resident_mb(), Cancel(0.5)

@@ -83,7 +83,7 @@ def explain(one: worker.Worker, source: worker.ModelSource, **more: Any) -> work
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
