@@ -25,7 +25,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure time, memory and exactness against other libraries"
 	@echo "make trust   measure the methods against a truth that is known (half an hour)"
-	@echo "make studies run the five published systems into build/studies (about 40 minutes)"
+	@echo "make studies run the five published systems into build/studies (about an hour)"
 	@echo "make clean   remove what these made (make distclean: $(VENV) too)"
 
 demo: $(READY)

@@ -33,7 +33,7 @@ STUDY = Study(
         "Mullan and Sonka 2023, Kernel-weighted contribution, J Med Imaging 10(5):054001, "
         "https://doi.org/10.1117/1.JMI.10.5.054001"
     ),
-    minutes=12,
+    minutes=15,
     quick_minutes=0.7,
     conduct=_conduct,
 )

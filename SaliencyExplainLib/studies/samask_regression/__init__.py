@@ -38,7 +38,7 @@ STUDY = Study(
     paper="Konate et al. 2021, SAMASK: Explainability of deep CNN brain volumetric measurement "
     "using Smooth Attention MASK (Herston Health Precinct Symposium, DISC-0051); network after "
     "HerstonNet, https://arxiv.org/abs/2009.03303",
-    minutes=8,
+    minutes=15,
     quick_minutes=0.7,
     conduct=_conduct,
 )
