@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _terminable():
             options.run(options)
     except (KeyboardInterrupt, Cancelled) as error:
-        return _failed(options, error, "Cancelled. Nothing was written.", 130)
+        # Most commands write at the end or not at all; a study says otherwise.
+        told = getattr(options, "cancelled", "Cancelled. Nothing was written.")
+        return _failed(options, error, told, 130)
     except SaliencyExplainError as error:
         return _failed(options, error, " ".join(str(error).split()), 1)
     except BrokenPipeError:

@@ -33,6 +33,9 @@ def run_study(options: Any) -> None:
         from ..studies.work import Work
 
         Work.forget(folder)
+    options.cancelled = (
+        f"Cancelled. What is done is kept in {str(folder)!r}; the same command goes on there."
+    )
     with Progress(quiet=options.quiet) as progress:
         found = known[options.name](
             folder, quick=options.quick, seed=options.seed, progress=progress

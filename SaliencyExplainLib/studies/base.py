@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import Cancelled
 from ..explanation import versions
 from .work import Work
 
@@ -82,7 +83,12 @@ class Study:
             self.name, folder, quick=quick, seed=seed, progress=progress, cancelled=cancelled
         )
         with work:
-            found = self.conduct(work)
+            try:
+                found = self.conduct(work)
+            except Cancelled:
+                # A run inside says that nothing was changed; here something is kept.
+                work.check()
+                raise
             settings = {"quick": quick, "seed": seed, **found.settings}
             found = replace(
                 found,

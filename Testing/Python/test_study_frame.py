@@ -365,6 +365,17 @@ def test_a_cancelled_study_goes_on_where_it_was_stopped(made_up, tmp_path):
     assert found.title == "A made-up study"
 
 
+def test_a_run_that_is_cancelled_inside_a_study_tells_what_is_kept(tmp_path):
+    def conduct(work: Work) -> StudyResult:
+        if work.cancelled():
+            raise Cancelled("The run was cancelled. Nothing was changed.")
+        raise AssertionError
+
+    study = Study("made_up", "A made-up study", "Does it hold?", "", 1, 1, conduct)
+    with pytest.raises(Cancelled, match=r"study was cancelled\. What is done is kept in"):
+        study(tmp_path, cancelled=lambda: True)
+
+
 def test_a_study_without_a_folder_writes_nothing(made_up, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study, _ = made_up
@@ -395,6 +406,20 @@ def test_the_shell_writes_a_scene_of_a_study(made_up, tmp_path, capsys):
     finally:
         sx.scene.release_scene(scene)
     assert "made_up.md" in capsys.readouterr().out
+
+
+def test_the_shell_says_what_is_kept_of_a_study_that_was_stopped(
+    made_up, tmp_path, capsys, monkeypatch
+):
+    _, asked = made_up
+
+    def stop(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "__call__", stop)
+    assert main(["study", "made_up", "--output", str(tmp_path), "--quiet"]) == 130
+    assert "What is done is kept in" in capsys.readouterr().err
+    assert asked == []
 
 
 def test_the_shell_lists_the_studies(made_up, capsys):
