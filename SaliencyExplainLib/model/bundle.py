@@ -91,7 +91,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
     try:
         archive.extractall(folder)
     except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        # NotImplementedError too: a password, an unknown packing, a file where a folder is.
+        # Not only damage: a password, an unknown packing, a file where a folder is.
         raise ModelError(
             f"{name!r} could not be unpacked: {str(error) or type(error).__name__}. Download it "
             "again."
